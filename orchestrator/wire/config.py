@@ -1,0 +1,34 @@
+"""What a worker is told when it is forked.
+
+It travels from the daemon through zygote and shim to the worker's entry function as one msgpack
+blob over the zygote's socket: never in argv, never in the environment, so `ps` shows no secret.
+"""
+
+from typing import Any
+
+import msgspec
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything one worker needs to run.
+
+    `control` and `events` are the daemon's endpoints; `plane` is the ipc endpoint this worker
+    binds (engines only); `state_dir` is private to the incarnation and removed after it.
+    `options` belongs to the engine: `vllm serve` flags, the simulator's timing and faults, or the
+    frontend's settings.
+    """
+
+    life: str
+    kind: str
+    control: str
+    events: str
+    plane: str = ""
+    state_dir: str
+    model: str = ""
+    served_names: list[str] = []
+    beat_period_s: float = 1.0
+    options: dict[str, Any] = {}
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder(WorkerConfig).decode
