@@ -1,0 +1,99 @@
+"""The seam between the runtime, which is the same in every worker, and the engine it hosts.
+
+An engine is whatever produces an ASGI application and can say how it fares. The runtime owns the
+process around it: signals, the control session with the daemon, the request plane, readiness,
+drain and the exit status. So an engine never touches a socket of ours, never installs a signal
+handler and never exits the process; it raises or returns, and the runtime decides what that means.
+
+Order of calls: `start` once; then `models`, `canary`, `wait_dead` and the application, all on the
+event loop's thread; then `stop` once, also if `start` failed or was interrupted half-way.
+`tokens` alone is read from another thread.
+"""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Protocol
+
+import msgspec
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+Report = Callable[[str, float | None], None]
+"""`report(text, percent)`: what the start is doing now. Safe from any thread, never blocks; when
+called faster than the session sends, the newest wins."""
+
+EXIT_CONFIG = 64
+"""The configuration is wrong: starting again can't help."""
+EXIT_INIT = 70
+"""The engine didn't start, or didn't answer its first request."""
+EXIT_DIED = 71
+"""The engine died while serving."""
+
+
+class EngineConfigError(Exception):
+    """The operator's settings are wrong; the text says which and what would be right."""
+
+
+class EngineStartError(Exception):
+    """The engine could not start; the text is the root cause in one line."""
+
+
+class Death(msgspec.Struct, frozen=True):
+    """Why a running engine is of no more use. `code` is a value of `core.reasons.Cause`."""
+
+    code: str
+    text: str
+
+
+class Canary(msgspec.Struct, frozen=True):
+    """The request that proves an engine: one token through the worker's own request plane."""
+
+    path: str
+    body: bytes
+    method: str = "POST"
+
+
+class Engine(Protocol):
+    """One engine, hosted in this process."""
+
+    @property
+    def name(self) -> str:
+        """`vllm` or `sim`."""
+
+    @property
+    def version(self) -> str:
+        """The engine's version, for people."""
+
+    async def start(self, report: Report) -> App:
+        """Bring the engine up and return its application.
+
+        May block the event loop for as long as it takes: beats and SIGTERM go on meanwhile (the
+        latter raises `SystemExit` from whatever Python code is running). The application's
+        lifespan is driven by the runtime, after this returns. Raises EngineConfigError,
+        EngineStartError, or anything else, which counts as the latter.
+        """
+
+    def models(self) -> list[str]:
+        """The model names that requests may use; called when `start` has returned."""
+
+    def canary(self) -> Canary:
+        """The first request; it must produce a token and warm up what first requests compile."""
+
+    async def wait_dead(self) -> Death:
+        """Return when the engine has died; never, while it lives.
+
+        Awaited from the moment it is ready; cancelled when the worker stops. An engine that must
+        be polled polls in here, at a rate that costs nothing.
+        """
+
+    def tokens(self) -> int:
+        """Tokens produced so far; only grows. A plain read: the control thread calls it."""
+
+    async def stop(self, timeout_s: float) -> None:
+        """Free everything the engine holds; requests have ended before this is called.
+
+        What isn't free after `timeout_s` is left to the shim, which empties the tree.
+        """
