@@ -1,0 +1,84 @@
+"""What replicas owe each other: who may start, and in what order to stop.
+
+The replica machine knows nothing of other replicas. This module looks at all of them and turns
+what it sees into the events that each waits for. It is asked after every step, and answers only
+with what changes something, so conditions are true at the moment of each start and not merely
+once.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from orchestrator.core.events import DependenciesLost, DependenciesMet
+from orchestrator.core.reasons import Cause, Reason
+from orchestrator.core.state import Phase, State
+from orchestrator.wire.ids import ReplicaId
+
+MET_BY: dict[str, frozenset[Phase]] = {
+    "started": frozenset({Phase.STARTING, Phase.READY, Phase.DRAINING, Phase.COMPLETED}),
+    "ready": frozenset({Phase.READY}),
+    "completed": frozenset({Phase.COMPLETED}),
+}
+"""The phases that satisfy each condition of `depends-on`."""
+
+
+class Need(msgspec.Struct, frozen=True):
+    """One dependency: `condition` is a key of `MET_BY`."""
+
+    on: ReplicaId
+    condition: str = "ready"
+
+
+Needs = Mapping[ReplicaId, Sequence[Need]]
+
+
+def unmet(needs: Sequence[Need], states: Mapping[ReplicaId, State]) -> Reason | None:
+    """Why a replica with these needs can't start now; None when it can."""
+    for need in needs:
+        other = states.get(need.on)
+        if other is None:
+            return Reason(Cause.WAITING_DEPENDENCY, f"waits for {need.on}, which isn't there")
+        if other.phase not in MET_BY[need.condition]:
+            word = other.phase.value
+            why = f": {other.reason.sentence}" if other.phase is Phase.FAILED else ""
+            return Reason(
+                Cause.WAITING_DEPENDENCY,
+                f"waits for {need.on} to be {need.condition}; it is {word}{why}",
+            )
+    return None
+
+
+def dependency_events(
+    needs: Needs, states: Mapping[ReplicaId, State]
+) -> list[tuple[ReplicaId, DependenciesMet | DependenciesLost]]:
+    """List the events that bring each waiting replica's view of its dependencies up to date.
+
+    Empty when nothing changed. Call it after every step and feed what it returns.
+    """
+    events: list[tuple[ReplicaId, DependenciesMet | DependenciesLost]] = []
+    for replica, state in states.items():
+        if state.phase is not Phase.WAITING:
+            continue
+        reason = unmet(needs.get(replica, ()), states)
+        if reason == state.unmet:
+            continue
+        events.append((replica, DependenciesLost(reason) if reason else DependenciesMet()))
+    return events
+
+
+def stop_levels(replicas: Sequence[ReplicaId], needs: Needs) -> list[list[ReplicaId]]:
+    """Order a stop: dependants first. A level is stopped in parallel once the one before is gone.
+
+    Needs that point outside `replicas` don't matter. A cycle is a programmer error here: the
+    topology was validated.
+    """
+    left = sorted(set(replicas))
+    levels: list[list[ReplicaId]] = []
+    while left:
+        needed = {need.on for replica in left for need in needs.get(replica, ())}
+        level = [replica for replica in left if replica not in needed]
+        assert level, f"dependency cycle among {[str(replica) for replica in left]}"
+        levels.append(level)
+        left = [replica for replica in left if replica in needed]
+    return levels

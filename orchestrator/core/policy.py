@@ -1,0 +1,120 @@
+"""What the operator's file decided about one replica: durations, limits, and its nature.
+
+All of it has a default that is right for a vLLM worker; plain commands differ in their nature
+(`has_readiness`, `drains`, `oneshot`), not in their rules. The replica machine reads a policy and
+never changes it, so an edited value takes effect with the next event and restarts nothing.
+"""
+
+import enum
+
+import msgspec
+
+from orchestrator.core.reasons import Cause
+
+
+class Restart(enum.Enum):
+    """When an unasked end is followed by a new start.
+
+    ALWAYS: an unasked exit with 0 is a crash too (vLLM exits with 0 when its engine dies).
+    ON_FAILURE: exit 0 completes the replica. NEVER: exit 0 completes it, anything else fails it.
+    """
+
+    ALWAYS = "always"
+    ON_FAILURE = "on-failure"
+    NEVER = "never"
+
+
+class Backoff(msgspec.Struct, frozen=True, kw_only=True):
+    """The pause after the n-th failed run in a row: initial x factor^(n-1), at most `max_s`.
+
+    `jitter` spreads it by that share in both directions. A run that was ready for `reset_after_s`
+    ends the row; the first failure after it is retried without any delay.
+    """
+
+    initial_s: float = 1.0
+    factor: float = 2.0
+    max_s: float = 60.0
+    jitter: float = 0.1
+    reset_after_s: float = 600.0
+
+
+class Intensity(msgspec.Struct, frozen=True, kw_only=True):
+    """Failures after ready that are forgiven; each loses half its weight in `half_life_s`."""
+
+    failures_max: float = 5.0
+    half_life_s: float = 1800.0
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a start may take, and how long a starting worker gets when it is to stop.
+
+    The second is short because vLLM swallows a SIGTERM that comes while it loads.
+    """
+
+    timeout_s: float = 1800.0
+    stop_grace_s: float = 5.0
+
+
+class Stop(msgspec.Struct, frozen=True, kw_only=True):
+    """The steps of a stop: drain, one SIGTERM and `grace_s`, `linger_s` for the rest, tree kill."""
+
+    drain_s: float = 30.0
+    grace_s: float = 60.0
+    linger_s: float = 2.0
+    kill_timeout_s: float = 10.0
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """How often a worker beats, and what silence means.
+
+    Missing `misses_max` beats makes it unready, silence for `expire_s` makes it dead.
+    """
+
+    period_s: float = 1.0
+    misses_max: int = 5
+    expire_s: float = 30.0
+
+
+class Retries(msgspec.Struct, frozen=True, kw_only=True):
+    """Retries of each failure class before ready, in a row; one more and the replica has failed.
+
+    `start_crash = 2` is three attempts. Classes that aren't here have the run budget.
+    """
+
+    config: int = 0
+    gpu_lost: int = 0
+    oom_load: int = 1
+    host_oom: int = 1
+    start_timeout: int = 1
+    start_crash: int = 2
+    port_in_use: int = 3
+    gpu_busy: int = 5
+
+    def of(self, cause: Cause) -> int | None:
+        """Retries of this class; None where the class has no number of its own."""
+        number: int | None = getattr(self, cause.value.replace("-", "_"), None)
+        return number
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the replica machine needs to know about a replica and never changes.
+
+    `members`: size of the gang. `has_readiness`: ready when each member says so; without it, ready
+    when started. `drains`: can be asked to finish its requests first. `oneshot`: exit 0 is the
+    purpose, not a crash. `depends`: starts only when told that its dependencies are met.
+    `patience_s`: a wait without an end of its own is looked at again this often.
+    """
+
+    backoff: Backoff = Backoff()
+    intensity: Intensity = Intensity()
+    start: Start = Start()
+    stop: Stop = Stop()
+    lease: Lease = Lease()
+    retries: Retries = Retries()
+    restart: Restart = Restart.ALWAYS
+    members: int = 1
+    has_readiness: bool = True
+    drains: bool = True
+    oneshot: bool = False
+    depends: bool = False
+    patience_s: float = 60.0
