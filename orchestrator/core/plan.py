@@ -1,0 +1,159 @@
+"""What would run where: every worker of a topology, as the daemon will start it.
+
+`dynorch plan` prints this and `dynorch up` performs it; that it is the same value is the point. It
+depends on the file, the inventory and the chosen engine alone, so two runs print the same bytes.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from orchestrator.core.placement import Engine, Placed, Placements
+from orchestrator.core.vllm_flags import role_flags, serve_argv
+from orchestrator.core.worker_env import additions
+from orchestrator.topology.processes import Process
+from orchestrator.topology.roles import EngineRole
+from orchestrator.topology.schema import FRONTEND, Topology
+from orchestrator.wire.ids import ReplicaId
+
+Kind = Literal["aggregated", "prefill", "decode", "frontend", "process"]
+ENTRIES = {
+    "vllm": "workers.vllm.main:main",
+    "sim": "workers.sim.main:main",
+    FRONTEND: "workers.frontend.main:main",
+}
+
+
+class PlannedWorker(msgspec.Struct, frozen=True, kw_only=True):
+    """One process to start.
+
+    `engine` is "vllm", "sim" or "" (frontend, process). `entry` is what the zygote calls in the
+    forked worker; a plain command has none and is executed as `argv`. For vLLM `argv` is the
+    equivalent command line. `options` goes into `WorkerConfig.options`: vLLM's flags, the
+    simulator's timing and faults, the frontend's settings. `env` is what is added to the cleaned
+    environment of the daemon, sorted; what belongs to one incarnation isn't in it.
+    """
+
+    id: str
+    replica: ReplicaId
+    member: int
+    kind: Kind
+    engine: str = ""
+    model: str = ""
+    served_names: tuple[str, ...] = ()
+    entry: str = ""
+    argv: tuple[str, ...] = ()
+    python: str | None = None
+    cwd: str | None = None
+    env: dict[str, str] = {}
+    gpus: tuple[int, ...] = ()
+    gpu_uuids: tuple[str, ...] = ()
+    gpu_share: float = 1.0
+    ports: dict[str, int] = {}
+    options: dict[str, Any] = {}
+    depends_on: tuple[str, ...] = ()
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """All workers, in the order of the file: frontends, roles, processes."""
+
+    topology: str
+    engines: dict[str, Engine]
+    workers: tuple[PlannedWorker, ...]
+
+    @property
+    def replicas(self) -> dict[ReplicaId, tuple[PlannedWorker, ...]]:
+        """The workers of each replica, by member."""
+        found: dict[ReplicaId, tuple[PlannedWorker, ...]] = {}
+        for worker in self.workers:
+            found[worker.replica] = (*found.get(worker.replica, ()), worker)
+        return found
+
+
+def build_plan(topology: Topology, placements: Placements) -> Plan:
+    """Put topology and placement together."""
+    workers: list[PlannedWorker] = []
+    if topology.has_frontend:
+        workers += [_frontend(topology, index) for index in range(topology.frontend.replicas)]
+    for placed in placements.placed:
+        name = placed.replica.role
+        if name in topology.roles:
+            engine = placements.engines[name]
+            workers.append(_engine_worker(topology.roles[name], engine, placed))
+        else:
+            workers.append(_command(topology.processes[name], placed))
+    return Plan(topology=topology.name, engines=placements.engines, workers=tuple(workers))
+
+
+def _frontend(topology: Topology, index: int) -> PlannedWorker:
+    frontend = topology.frontend
+    replica = ReplicaId(topology.name, FRONTEND, index)
+    return PlannedWorker(
+        id=replica.life(0, 0).worker,
+        replica=replica,
+        member=0,
+        kind="frontend",
+        entry=ENTRIES[FRONTEND],
+        env=additions(
+            engine="",
+            declared=frontend.env,
+            gpu_uuids=(),
+            start_timeout_s=frontend.start.timeout_s,
+        ),
+        ports={"http": frontend.port},
+        options=frontend.options(),
+    )
+
+
+def _engine_worker(role: EngineRole, engine: Engine, placed: Placed) -> PlannedWorker:
+    assert role.model is not None, "the loader fills in the topology's model"
+    declared = dict(role.env)
+    if engine.name == "vllm" and role.model.startswith(("/", "./", "~")):
+        # A local model needs nothing from the hub, whose time-outs would delay each start.
+        declared.setdefault("HF_HUB_OFFLINE", "1")
+    uuids = tuple(gpu.uuid for gpu in placed.gpus)
+    return PlannedWorker(
+        id=placed.replica.life(placed.member, 0).worker,
+        replica=placed.replica,
+        member=placed.member,
+        kind=role.kind,
+        engine=engine.name,
+        model=role.model,
+        served_names=role.served_names,
+        entry=ENTRIES[engine.name],
+        argv=("vllm", *serve_argv(role)) if engine.name == "vllm" else (),
+        python=role.python if engine.name == "vllm" else None,
+        env=additions(
+            engine=engine.name,
+            declared=declared,
+            gpu_uuids=uuids,
+            start_timeout_s=role.start.timeout_s,
+        ),
+        gpus=tuple(gpu.index for gpu in placed.gpus),
+        gpu_uuids=uuids,
+        gpu_share=placed.share,
+        options=role_flags(role) if engine.name == "vllm" else role.sim.options(),
+        depends_on=role.depends_on,
+    )
+
+
+def _command(process: Process, placed: Placed) -> PlannedWorker:
+    uuids = tuple(gpu.uuid for gpu in placed.gpus)
+    return PlannedWorker(
+        id=placed.replica.life(0, 0).worker,
+        replica=placed.replica,
+        member=0,
+        kind="process",
+        argv=process.command,
+        cwd=process.cwd,
+        env=additions(
+            engine="",
+            declared=process.env,
+            gpu_uuids=uuids,
+            start_timeout_s=process.start.timeout_s,
+        ),
+        gpus=tuple(gpu.index for gpu in placed.gpus),
+        gpu_uuids=uuids,
+        gpu_share=placed.share,
+        depends_on=process.depends_on,
+    )

@@ -1,0 +1,52 @@
+"""A role's `vllm = {...}` table as the command line of `vllm serve`.
+
+The workers don't run that command (they host vLLM in process), but they hand the same arguments
+to vLLM's own parser, and `plan` prints them, so that anyone can start the same engine by hand.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.topology.roles import EngineRole
+
+
+def role_flags(role: EngineRole) -> dict[str, Any]:
+    """Join the role's flags with those that its own keys stand for, sorted by name."""
+    flags = dict(role.vllm)
+    if role.served_model_name:
+        flags["served-model-name"] = list(role.served_model_name)
+    if role.tensor_parallel_size > 1:
+        flags["tensor-parallel-size"] = role.tensor_parallel_size
+    if role.pipeline_parallel > 1:
+        flags["pipeline-parallel-size"] = role.pipeline_parallel
+    if role.expert_parallel:
+        flags["enable-expert-parallel"] = True
+    return dict(sorted(flags.items()))
+
+
+def flag_argv(flags: Mapping[str, Any]) -> list[str]:
+    """Turn `{a = true, b = false, c = [1, 2], d = {...}}` into `--a --no-b --c 1 2 --d {...}`."""
+    argv: list[str] = []
+    for name, value in flags.items():
+        if isinstance(value, bool):
+            argv.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, list):
+            argv += [f"--{name}", *(_text(each) for each in value)]
+        else:
+            argv += [f"--{name}", _text(value)]
+    return argv
+
+
+def serve_argv(role: EngineRole) -> list[str]:
+    """Everything behind `vllm`: the words that start the same engine by hand."""
+    assert role.model is not None, "the loader fills in the topology's model"
+    return ["serve", role.model, *flag_argv(role_flags(role))]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict | list | bool):
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return str(value)

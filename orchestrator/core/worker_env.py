@@ -1,0 +1,121 @@
+"""The environment of one worker, as a function of what it is: nothing is inherited by accident.
+
+Three layers, the later wins: what the daemon's own environment has and may pass on; what the
+topology says; what only we may set, because placement, isolation or supervision rest on it. A
+worker that was given no GPU sees none, whatever the daemon's environment says.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from orchestrator.topology import owned
+from orchestrator.wire.ids import LifeId
+
+NEVER_INHERITED = {*owned.ENV, "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"}
+NOT_FOR_ENGINES = frozenset(
+    {
+        # Would lock us out of the engine's own application.
+        "VLLM_API_KEY",
+        # A shared directory mixes the metrics of all workers.
+        "PROMETHEUS_MULTIPROC_DIR",
+        # Every engine would scan upwards from the same port.
+        "VLLM_PORT",
+        "VLLM_LOGGING_CONFIG_PATH",
+        # Left over from whatever launched the daemon.
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "LD_PRELOAD",
+    }
+)
+NOT_FOR_ENGINES_PREFIX = "VLLM_DP_"
+VLLM_DEFAULTS = {
+    "NO_COLOR": "1",
+    "PYTHONUNBUFFERED": "1",
+    "VLLM_DISABLE_LOG_LOGO": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_LOGGING_COLOR": "0",
+    "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "fork",
+}
+"""What a vLLM worker gets unless the topology says otherwise; the daemon's own values don't."""
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+
+
+class PrivateDirs(msgspec.Struct, frozen=True):
+    """Directories of one incarnation, removed after it: `tmp` for files, `rpc` for sockets."""
+
+    tmp: str
+    rpc: str
+
+
+def additions(
+    *, engine: str, declared: Mapping[str, str], gpu_uuids: Iterable[str], start_timeout_s: float
+) -> dict[str, str]:
+    """Collect what doesn't depend on the incarnation and so is in the plan, sorted by name.
+
+    `engine` is "vllm", "sim" or "" (frontend, plain command); `declared` is the topology's env.
+    """
+    env: dict[str, str] = {}
+    if engine == "vllm":
+        env |= VLLM_DEFAULTS
+        env["VLLM_ENGINE_READY_TIMEOUT_S"] = str(max(1, round(start_timeout_s)))
+    env |= declared
+    env["SPT_NOENV"] = "1"
+    env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_uuids)
+    return dict(sorted(env.items()))
+
+
+def worker_env(
+    base: Mapping[str, str],
+    *,
+    engine: str,
+    added: Mapping[str, str],
+    life: LifeId,
+    nonce: str,
+    dirs: PrivateDirs,
+) -> dict[str, str]:
+    """Everything the worker's process starts with.
+
+    `base`: the daemon's environment; `added`: from `additions`; `nonce`: makes the tree's tag
+    unique across machines' lives, so that a leftover can be told from a namesake.
+    """
+    env = {name: value for name, value in base.items() if _inherited(name, engine)}
+    env |= added
+    if engine == "vllm" and (cache := _vllm_cache(env)):
+        # Its default lies under TMPDIR, which dies with the worker; compiling again costs minutes.
+        env.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{cache}/torchinductor")
+    env["TMPDIR"] = dirs.tmp
+    env["VLLM_RPC_BASE_PATH"] = dirs.rpc
+    env["DYNORCH_TREE"] = f"{life.worker}/{life.incarnation}/{nonce}"
+    env["DYNORCH_INCARNATION"] = str(life.incarnation)
+    return dict(sorted(env.items()))
+
+
+def masked(env: Mapping[str, str]) -> dict[str, str]:
+    """Copy for people's eyes: values whose names smell of a secret are hidden."""
+    return {name: "***" if _SECRET.search(name) else value for name, value in env.items()}
+
+
+def _inherited(name: str, engine: str) -> bool:
+    if name in NEVER_INHERITED or name.startswith(owned.ENV_PREFIX):
+        return False
+    if engine == "vllm":
+        return name not in NOT_FOR_ENGINES and not name.startswith(NOT_FOR_ENGINES_PREFIX)
+    return True
+
+
+def _vllm_cache(env: Mapping[str, str]) -> str:
+    if cache := env.get("VLLM_CACHE_ROOT"):
+        return cache
+    if cache_home := env.get("XDG_CACHE_HOME"):
+        return f"{cache_home}/vllm"
+    return f"{env['HOME']}/.cache/vllm" if env.get("HOME") else ""

@@ -1,0 +1,108 @@
+"""How a replica is started, restarted, stopped and logged.
+
+Each table may stand at the top level, as the default for every role and process, and inside one of
+them; a key of the inner table wins over the same key of the outer one. The numbers are the
+defaults that the supervisor's measurements argue for.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from orchestrator.topology.table import Table
+from orchestrator.topology.units import Duration, Size
+
+STOP_MARGIN_S = 15.0
+"""What a vLLM worker needs after its drain to end its engine in order: `stop.grace` covers both."""
+
+
+class RestartPolicy(Table):
+    """Whether and when a replica that ended is started again."""
+
+    policy: Literal["always", "on-failure", "never"] = Field(
+        default="always",
+        description="When an ended replica starts again. Under `always` an exit with 0 that nobody "
+        "asked for is a crash: vLLM exits with 0 when its engine dies.",
+    )
+    backoff_initial_s: Duration = Field(default=1.0, description="Delay before the second attempt.")
+    backoff_factor: float = Field(
+        default=2.0, ge=1, description="Growth of the delay from try to try."
+    )
+    backoff_max_s: Duration = Field(
+        default=60.0, description="The delay grows no further than this."
+    )
+    jitter: float = Field(
+        default=0.1, ge=0, lt=1, description="Spread of the delay, as a part of it."
+    )
+    reset_after_s: Duration = Field(
+        default=600.0, description="Ready for this long without a break: the delays begin anew."
+    )
+    intensity: int = Field(
+        default=5,
+        ge=0,
+        description="Crash budget: more crashes than this, fading by half-life, and the "
+        "replica is failed until it is started by hand.",
+    )
+    half_life_s: Duration = Field(
+        default=1800.0, description="Time in which a past crash counts half."
+    )
+    attempts: int = Field(default=3, ge=1, description="Starts in a row that may end before ready.")
+
+
+class StartPolicy(Table):
+    """How long a start may take."""
+
+    timeout_s: Duration = Field(
+        default=1800.0, description="A replica that isn't ready by then has failed to start."
+    )
+    stop_grace_s: Duration = Field(
+        default=5.0,
+        description="SIGTERM to tree kill while still starting; short, because vLLM ignores "
+        "SIGTERM while it loads.",
+    )
+
+
+class StopPolicy(Table):
+    """How a replica is stopped: drain, one SIGTERM, linger, kill of the whole tree."""
+
+    drain_s: Duration = Field(
+        default=30.0,
+        description="How long old requests may take to finish. Plain commands can't drain.",
+    )
+    grace_s: Duration = Field(
+        default=60.0,
+        description="SIGTERM to tree kill. At least drain + 15s for an engine that may be vLLM, at "
+        "least drain for the others.",
+    )
+    linger_s: Duration = Field(
+        default=2.0, description="How long the rest of the tree may outlive its main process."
+    )
+    kill_timeout_s: Duration = Field(
+        default=10.0,
+        description="A tree that isn't empty this long after the kill is reported unkillable.",
+    )
+
+
+class LogPolicy(Table):
+    """The worker's log file: stdout and stderr together, rotated by size."""
+
+    max_size_bytes: Size = Field(default=50 * 2**20, gt=0, description="Rotate at this size.")
+    backups: int = Field(
+        default=5, ge=0, le=100, description="Rotated files kept beside the current one."
+    )
+
+
+class Supervised(Table):
+    """What roles, the frontend, processes and, as their default, the whole topology have."""
+
+    env: dict[str, str] = Field(
+        default={}, description="Environment variables; inner tables win over outer ones."
+    )
+    restart: RestartPolicy = Field(
+        default_factory=RestartPolicy, description="Whether and when to start again."
+    )
+    start: StartPolicy = Field(
+        default_factory=StartPolicy, description="How long a start may take."
+    )
+    stop: StopPolicy = Field(default_factory=StopPolicy, description="How to stop.")
+    log: LogPolicy = Field(default_factory=LogPolicy, description="The log file.")

@@ -1,0 +1,138 @@
+"""Engine roles: a kind of worker, how many, how parallel, on which GPUs, with which engine."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from orchestrator.topology.policies import Supervised
+from orchestrator.topology.table import Gpus, Names, Strings, Table
+from orchestrator.topology.units import Duration, Size
+
+Kind = Literal["aggregated", "prefill", "decode"]
+EngineChoice = Literal["auto", "vllm", "sim"]
+
+PYTHON_DESCRIPTION = "Interpreter whose environment has vLLM; ours need not."
+
+
+class Fault(Table):
+    """A failure that the simulated engine plays."""
+
+    fault: Literal[
+        "crash-at-start",
+        "crash",
+        "hang",
+        "slow-start",
+        "ignore-term",
+        "leak-child",
+        "exit-zero",
+        "allocate",
+        "log",
+    ] = Field(description="What goes wrong.")
+    after_requests: int | None = Field(default=None, ge=0, description="After so many requests.")
+    after_tokens: int | None = Field(
+        default=None, ge=0, description="After so many generated tokens."
+    )
+    delay_s: Duration | None = Field(default=None, description="slow-start: how much slower.")
+    size_bytes: Size | None = Field(
+        default=None, alias="bytes", description="allocate: how much memory."
+    )
+    line: str | None = Field(default=None, description="log: the line to print.")
+    times: int | None = Field(
+        default=None, ge=1, description="In how many incarnations; in all of them when not given."
+    )
+
+
+class Sim(Table):
+    """The simulated engine's timing and faults."""
+
+    startup_s: Duration = Field(default=0.2, description="Time from the fork to ready.")
+    prefill_rate: float = Field(default=20_000.0, gt=0, description="Prompt tokens per second.")
+    step_s: Duration = Field(
+        default=0.01, description="Time of one decode step of the whole batch."
+    )
+    batch_max: int = Field(
+        default=256, ge=1, description="Requests decoded together; the rest wait."
+    )
+    kv_blocks: int = Field(default=16_384, ge=1, description="KV-cache blocks.")
+    block_size: int = Field(default=16, ge=1, description="Tokens per KV-cache block.")
+    max_model_len: int = Field(
+        default=32_768, ge=2, description="Prompt and answer together, in tokens."
+    )
+    faults: tuple[Fault, ...] = Field(default=(), strict=False, description="Failures to play.")
+
+    def options(self) -> dict[str, Any]:
+        """Plain data under the file's own keys: durations in seconds, sizes in bytes."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+class EngineRole(Supervised):
+    """`[roles.NAME]`."""
+
+    kind: Kind = Field(default="aggregated", description="What the workers do with a request.")
+    model: str | None = Field(default=None, min_length=1, description="Model name or path.")
+    served_model_name: Names | None = Field(
+        default=None,
+        description="Name, or names, that clients ask for; the model's own if not given.",
+    )
+    replicas: int = Field(default=1, ge=1, le=1000, description="Complete copies of this role.")
+    gpus: Gpus | None = Field(
+        default=None,
+        description="GPUs per worker: a count, a fraction of one (shared), or a list of indices or "
+        "UUIDs that is dealt to the workers in order. What the parallel sizes need if not given.",
+    )
+    engine: EngineChoice = Field(
+        default="auto", description="auto: vLLM where a GPU is present, else the simulated engine."
+    )
+    vllm: dict[str, Any] = Field(
+        default={},
+        description="Any `vllm serve` flag, without dashes in front, checked by vLLM itself.",
+    )
+    sim: Sim = Field(default_factory=Sim, description="The simulated engine's timing and faults.")
+    tensor_parallel: int | None = Field(
+        default=None,
+        ge=1,
+        description="GPUs that hold one layer together; GPUs per worker if not given.",
+    )
+    pipeline_parallel: int = Field(
+        default=1, ge=1, description="Stages that the layers are cut into."
+    )
+    data_parallel: int = Field(
+        default=1, ge=1, description="Ranks, each a worker of its own, that serve as one replica."
+    )
+    expert_parallel: bool = Field(default=False, description="Spread experts over all ranks.")
+    depends_on: Strings = Field(
+        default=(), description="Roles or processes that must be ready first."
+    )
+    python: str | None = Field(default=None, min_length=1, description=PYTHON_DESCRIPTION)
+
+    @property
+    def members(self) -> int:
+        """Workers per replica."""
+        return self.data_parallel
+
+    @property
+    def workers(self) -> int:
+        """Workers of all replicas."""
+        return self.replicas * self.members
+
+    @property
+    def gpus_per_worker(self) -> int | float:
+        """GPUs that one worker gets when its engine uses GPUs: whole ones, or a fraction of one."""
+        if self.gpus is None:
+            return (self.tensor_parallel or 1) * self.pipeline_parallel
+        if isinstance(self.gpus, tuple):
+            return len(self.gpus) // self.workers
+        return self.gpus
+
+    @property
+    def tensor_parallel_size(self) -> int:
+        """As written, or what uses all of the worker's GPUs."""
+        if self.tensor_parallel is not None:
+            return self.tensor_parallel
+        return max(1, int(self.gpus_per_worker) // self.pipeline_parallel)
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        """What clients may ask for."""
+        assert self.model is not None, "the loader fills in the topology's model"
+        return self.served_model_name or (self.model,)

@@ -1,0 +1,140 @@
+"""The whole topology: what `dynorch up FILE` is asked to run, as one frozen value.
+
+Two stages of the same value exist. `Topology.model_validate` gives what the file says, table by
+table; `load.load` then fills the outer defaults into the roles, the frontend and the processes
+(`inherit`), so that whoever asks a role for its model, environment or policies gets the answer and
+needn't know where in the file it stood.
+"""
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field
+
+from orchestrator.topology.policies import Supervised
+from orchestrator.topology.processes import Process
+from orchestrator.topology.roles import PYTHON_DESCRIPTION, EngineRole
+from orchestrator.topology.table import Names, Table
+from orchestrator.topology.units import Duration, Size
+
+FRONTEND = "frontend"
+"""The reserved role name of the frontend's replicas."""
+
+T = TypeVar("T", bound=Table)
+
+
+class Frontend(Supervised):
+    """`[frontend]`: HTTP in, request plane out."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(
+        default=8000, ge=1024, le=49151, description="Port to listen on, shared by all replicas."
+    )
+    replicas: int = Field(
+        default=1, ge=1, le=64, description="Frontend processes on the same port."
+    )
+    routing: Literal["round-robin", "least-loaded", "prefix", "kv"] = Field(
+        default="least-loaded", description="How a worker is picked for a request."
+    )
+    body_max_bytes: Size = Field(
+        default=32 * 2**20, gt=0, description="Larger request bodies are answered with 413."
+    )
+    requests_max: int = Field(
+        default=4096, ge=1, description="Open requests; past it the answer is 429 with Retry-After."
+    )
+    retries: int = Field(
+        default=2,
+        ge=0,
+        le=10,
+        description="Times a request is sent elsewhere before its first byte.",
+    )
+
+    def options(self) -> dict[str, Any]:
+        """Plain data for the frontend process, under the file's own keys; sizes in bytes."""
+        keys = {"host", "port", "routing", "body_max_bytes", "requests_max", "retries"}
+        return self.model_dump(mode="json", by_alias=True, include=keys)
+
+
+class KvTransfer(Table):
+    """`[kv-transfer]`: how KV cache goes from prefill to decode."""
+
+    connector: Literal["nixl"] = Field(description="The engine's connector.")
+    buffer_device: Literal["cuda", "cpu"] = Field(
+        default="cuda", description="Where transfers begin."
+    )
+    on_failure: Literal["recompute", "fail"] = Field(
+        default="recompute", description="What decode does when a transfer failed."
+    )
+    lease_s: Duration = Field(
+        default=30.0,
+        description="How long prefill keeps the blocks of a request that nobody fetches.",
+    )
+
+
+class Topology(Supervised):
+    """One file."""
+
+    name: str = Field(description="Name of the deployment; the first part of every worker id.")
+    model: str | None = Field(
+        default=None, min_length=1, description="Model name or path, for the roles that name none."
+    )
+    served_model_name: Names | None = Field(
+        default=None,
+        description="Name, or names, that clients ask for; the model's own if not given.",
+    )
+    python: str | None = Field(default=None, min_length=1, description=PYTHON_DESCRIPTION)
+    frontend: Frontend = Field(
+        default_factory=Frontend, description="The OpenAI-compatible HTTP server."
+    )
+    roles: dict[str, EngineRole] = Field(default={}, description="Engine workers, by role name.")
+    processes: dict[str, Process] = Field(default={}, description="Plain commands, by name.")
+    kv_transfer: KvTransfer | None = Field(
+        default=None, description="KV cache from prefill to decode."
+    )
+
+    @property
+    def has_frontend(self) -> bool:
+        """Nothing but plain commands needs no frontend."""
+        return bool(self.roles)
+
+
+def inherit(topology: Topology) -> Topology:
+    """Fill the outer defaults into roles, frontend and processes."""
+    frontend = topology.frontend.model_copy(update=_inherited(topology, topology.frontend))
+    roles = {
+        name: role.model_copy(update=_inherited(topology, role) | _model(topology, role))
+        for name, role in topology.roles.items()
+    }
+    processes = {
+        name: process.model_copy(update=_inherited(topology, process, drains=False))
+        for name, process in topology.processes.items()
+    }
+    update = {"frontend": frontend, "roles": roles, "processes": processes}
+    return topology.model_copy(update=update)
+
+
+def _inherited(topology: Topology, table: Supervised, *, drains: bool = True) -> dict[str, Any]:
+    stop = _over(topology.stop, table.stop)
+    return {
+        "env": topology.env | table.env,
+        "restart": _over(topology.restart, table.restart),
+        "start": _over(topology.start, table.start),
+        "stop": stop if drains else stop.model_copy(update={"drain_s": 0.0}),
+        "log": _over(topology.log, table.log),
+    }
+
+
+def _model(topology: Topology, role: EngineRole) -> dict[str, Any]:
+    """Keep a role with a model of its own from answering to the name of the topology's."""
+    served = role.served_model_name
+    if served is None and role.model is None:
+        served = topology.served_model_name
+    return {
+        "model": role.model or topology.model,
+        "served_model_name": served,
+        "python": role.python or topology.python,
+    }
+
+
+def _over(outer: T, inner: T) -> T:
+    """`outer` with the keys that `inner` really gives."""
+    return outer.model_copy(update={key: getattr(inner, key) for key in inner.model_fields_set})
