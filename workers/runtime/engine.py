@@ -8,6 +8,9 @@ handler and never exits the process; it raises or returns, and the runtime decid
 Order of calls: `start` once; then `models`, `canary`, `wait_dead` and the application, all on the
 event loop's thread; then `stop` once, also if `start` failed or was interrupted half-way.
 `tokens` alone is read from another thread.
+
+SIGTERM during `start` cancels it: `asyncio.CancelledError` comes out of whatever it awaits or,
+when it blocks the loop, out of the very Python code that is running. So clean up in `finally`.
 """
 
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -70,17 +73,16 @@ class Engine(Protocol):
     async def start(self, report: Report) -> App:
         """Bring the engine up and return its application.
 
-        May block the event loop for as long as it takes: beats and SIGTERM go on meanwhile (the
-        latter raises `SystemExit` from whatever Python code is running). The application's
-        lifespan is driven by the runtime, after this returns. Raises EngineConfigError,
-        EngineStartError, or anything else, which counts as the latter.
+        May block the event loop for as long as it takes: beats and SIGTERM go on meanwhile. The
+        application's lifespan is driven by the runtime, after this returns. Raises
+        EngineConfigError, EngineStartError, or anything else, which counts as the latter.
         """
 
     def models(self) -> list[str]:
-        """The model names that requests may use; called when `start` has returned."""
+        """Name the models that requests may use; called when `start` has returned."""
 
     def canary(self) -> Canary:
-        """The first request; it must produce a token and warm up what first requests compile."""
+        """Make the first request: it produces a token and warms up what first requests compile."""
 
     async def wait_dead(self) -> Death:
         """Return when the engine has died; never, while it lives.
