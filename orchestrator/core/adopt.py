@@ -2,7 +2,7 @@
 
 The state was written before its actions were performed, so each action may or may not have
 happened. The host looks at what is really there, member by member, and this module turns that into
-the events that the old daemon would have got, after `DaemonRestarted`, which orders again what is
+the events that the old daemon would have got, then `DaemonRestarted`, which orders again what is
 pending. Deadlines are monotonic times of one boot: on the same boot they simply go on; on another
 boot every process is gone, and only the operator's wish and the numbers that must grow survive.
 """
@@ -16,8 +16,8 @@ from orchestrator.core.events import (
     Event,
     ExitFacts,
     MainExited,
-    SpawnFailed,
     Spawned,
+    SpawnFailed,
     StartRequested,
     TreeEmptied,
 )
@@ -65,10 +65,10 @@ def adopt(saved: Saved, boot: str, found: Sequence[Found]) -> tuple[State, list[
     if saved.boot != boot:
         return after_reboot(state)
     assert len(found) == len(state.members), f"{state.name}: {len(found)} facts for its members"
-    events: list[Event] = [DaemonRestarted()]
+    events: list[Event] = []
     for index, fact in enumerate(found):
         events += member_events(state, index, fact)
-    return state, events
+    return state, [*events, DaemonRestarted()]
 
 
 def member_events(state: State, index: int, fact: Found) -> list[Event]:

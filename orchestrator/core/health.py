@@ -1,7 +1,7 @@
 """One word for a whole topology, from the phases of its replicas.
 
 Only replicas that are wanted up count: what the operator stopped by hand doesn't make the rest
-unhealthy. `degraded` means that it serves, but not with everything it should have.
+unhealthy.
 """
 
 import enum
@@ -29,13 +29,13 @@ def health(states: Iterable[State]) -> Health:
     """Judge the topology.
 
     failed: a replica has failed and nothing of its role is up; degraded: something failed, went
-    unready or is being restarted after a failure; starting: on the way up for the first time.
+    unready, won't go, or is being restarted after a failure; starting: on its way up.
     """
     everything = list(states)
     wanted = [state for state in everything if state.want is Want.UP]
     if not wanted:
-        gone = all(state.phase in {Phase.STOPPED, Phase.FAILED} for state in everything)
-        return Health.STOPPED if gone else Health.DEGRADED
+        stuck = any(state.unkillable for state in everything)
+        return Health.DEGRADED if stuck else Health.STOPPED
     if all(is_up(state) for state in wanted):
         return Health.READY
     roles_up = {role_of(state) for state in wanted if is_up(state)}
@@ -48,7 +48,7 @@ def health(states: Iterable[State]) -> Health:
 
 
 def is_broken(state: State) -> bool:
-    """Say whether it is down because something went wrong, not because it is on its first way up."""
+    """Say whether it is down because something went wrong, not because it is on its way up."""
     return state.phase is Phase.READY or state.fault is not None or state.counters.row > 0
 
 

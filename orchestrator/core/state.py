@@ -45,9 +45,9 @@ LIVE = frozenset({Phase.STARTING, Phase.READY, Phase.DRAINING, Phase.STOPPING})
 class Stage(enum.Enum):
     """How far one member's process tree is along its life."""
 
-    ORDERED = "ordered"
+    ORDERED = "ordered"  # spawn ordered, not confirmed
     RUNNING = "running"
-    EXITED = "exited"
+    EXITED = "exited"  # main is gone, its tree may not be
     EMPTY = "empty"
 
 
@@ -85,14 +85,16 @@ class Deadline(msgspec.Struct, frozen=True):
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """The first failure of this incarnation: it owns the class, later ones aren't counted.
 
-    `ready_s`: how long the replica had been ready; None when it never was.
-    `success`: it exited with 0, which `restart` may take for the end of its work.
+    `ready_s`: how long the replica had been ready; None when it never was. `exited`: main ended by
+    itself, so what the tree leaves behind may still sharpen the reason. `success`: it ended with 0,
+    which `restart` may take for the end of its work.
     """
 
     member: int
     at: float
     ready_s: float | None
     reason: Reason
+    exited: bool = False
     success: bool = False
 
 

@@ -1,0 +1,218 @@
+"""The moves of the replica machine: how it enters each phase, and what it orders on the way.
+
+The table in `replica` says when a move is made; here is what it consists of. Two of them may pass
+through: a wait that has nothing to wait for becomes a start at once, and a stop that finds every
+tree empty is over at once. There is no other way into a start than through `wait`, and no other
+way out of a life than through `conclude`.
+"""
+
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from orchestrator.core import restart
+from orchestrator.core.actions import (
+    Action,
+    ArmDeadline,
+    DisarmDeadline,
+    Drain,
+    Kill,
+    Spawn,
+    Stop,
+)
+from orchestrator.core.diagnosis import seconds
+from orchestrator.core.policy import Policy, Restart
+from orchestrator.core.reasons import Cause, Reason
+from orchestrator.core.state import (
+    Await,
+    Counters,
+    Deadline,
+    Fault,
+    Member,
+    Phase,
+    Stage,
+    State,
+    Want,
+)
+
+Step = tuple[State, tuple[Action, ...]]
+
+UNKNOWN = Reason(Cause.WAITING_DEPENDENCY, "asks whether what it depends on is there")
+ASKED_TO_START = Reason(Cause.REQUESTED, "asked to start")
+ASKED_TO_STOP = Reason(Cause.REQUESTED, "stopped as asked")
+STOPPING_AS_ASKED = Reason(Cause.REQUESTED, "asked to stop")
+RESTARTING_AS_ASKED = Reason(Cause.REQUESTED, "asked to restart")
+READY = Reason(Cause.OK, "ready")
+DONE = Reason(Cause.COMPLETED, "finished its work with exit code 0")
+
+
+def enter(state: State, phase: Phase, reason: Reason, now: float) -> State:
+    """Change the phase, and note since when and why."""
+    return replace(state, phase=phase, reason=reason, entered_at=now)
+
+
+def arm(state: State, what: Await, at: float) -> Step:
+    """Set the one deadline; the one before is forgotten by its serial."""
+    serial = state.serial + 1
+    armed = replace(state, serial=serial, deadline=Deadline(what, serial, at))
+    return armed, (ArmDeadline(serial, at),)
+
+
+def disarm(state: State) -> Step:
+    """Have no deadline: for phases at rest."""
+    if state.deadline is None:
+        return state, ()
+    return replace(state, deadline=None), (DisarmDeadline(),)
+
+
+def with_member(state: State, index: int, member: Member) -> State:
+    """Replace one member's facts."""
+    members = (*state.members[:index], member, *state.members[index + 1 :])
+    return replace(state, members=members)
+
+
+def forgive(state: State) -> State:
+    """Start counting anew: somebody asked by hand."""
+    return replace(state, counters=Counters(), fault=None)
+
+
+# ---- towards a start ---------------------------------------------------------------------------
+
+
+def begin(state: State, reason: Reason, delay_s: float, now: float, policy: Policy) -> Step:
+    """Enter `waiting`: what it depends on must be confirmed afresh at each start."""
+    assert not state.members, "a start while the last life may not be over"
+    unmet = UNKNOWN if policy.depends else None
+    state = replace(state, unmet=unmet, not_before=now + delay_s)
+    return wait(enter(state, Phase.WAITING, reason, now), now, policy)
+
+
+def wait(state: State, now: float, policy: Policy) -> Step:
+    """Start if nothing holds it back, else wait for what does."""
+    if now < state.not_before:
+        return arm(state, Await.BACKOFF, state.not_before)
+    if state.unmet is not None:
+        waiting = replace(state, reason=state.unmet)
+        return arm(waiting, Await.PATIENCE, now + policy.patience_s)
+    return launch(state, now, policy)
+
+
+def launch(state: State, now: float, policy: Policy) -> Step:
+    """Spawn all members of a new incarnation at once."""
+    members = tuple(Member() for _ in range(policy.members))
+    incarnation = state.incarnation + 1
+    state = replace(state, incarnation=incarnation, members=members, fault=None, ready_at=None)
+    state = enter(state, Phase.STARTING, state.reason, now)
+    state, armed = arm(state, Await.START, now + policy.start.timeout_s)
+    spawns = tuple(Spawn(index, incarnation) for index in range(policy.members))
+    return state, armed + spawns
+
+
+def ready_if_all_are(state: State, now: float, policy: Policy) -> Step:
+    """Become ready with the last member; without a sign of readiness, with the last birth."""
+    for member in state.members:
+        if member.stage is not Stage.RUNNING or (policy.has_readiness and not member.ready):
+            return state, ()
+    counters = restart.after_ready(state.counters)
+    state = replace(state, ready_at=now, counters=counters)
+    return disarm(enter(state, Phase.READY, READY, now))
+
+
+# ---- towards an end ----------------------------------------------------------------------------
+
+
+def drain(state: State, reason: Reason, now: float, policy: Policy) -> Step:
+    """Ask all members to finish what they have."""
+    limit_s = policy.stop.drain_s
+    state, armed = arm(enter(state, Phase.DRAINING, reason, now), Await.DRAIN, now + limit_s)
+    return state, armed + orders(state, lambda index: Drain(index, state.incarnation, limit_s))
+
+
+def stop(state: State, reason: Reason, now: float, policy: Policy) -> Step:
+    """Stop all members with grace: a short one while they start, for they may not listen."""
+    starting = state.phase is Phase.STARTING
+    grace_s = policy.start.stop_grace_s if starting else policy.stop.grace_s
+    linger_s = policy.stop.linger_s
+    state = enter(state, Phase.STOPPING, reason, now)
+    state, armed = arm(state, Await.STOP, now + grace_s + linger_s)
+    told = orders(state, lambda index: Stop(index, state.incarnation, grace_s, linger_s))
+    return conclude_if_empty(state, armed + told, now, policy)
+
+
+def kill(state: State, reason: Reason, now: float, policy: Policy) -> Step:
+    """Kill all trees: of a gang in which one failed the others would only hang."""
+    if state.phase is not Phase.STOPPING:
+        state = enter(state, Phase.STOPPING, reason, now)
+    state, armed = arm(state, Await.KILL, now + policy.stop.kill_timeout_s)
+    return conclude_if_empty(state, armed + kills(state), now, policy)
+
+
+def orders(state: State, order: Callable[[int], Action]) -> tuple[Action, ...]:
+    """One order for each running member. One that isn't born yet is killed at birth."""
+    return tuple(
+        order(index) for index, member in enumerate(state.members) if member.stage is Stage.RUNNING
+    )
+
+
+def kills(state: State) -> tuple[Action, ...]:
+    """Kill whatever of each member is left."""
+    return tuple(
+        Kill(index, state.incarnation)
+        for index, member in enumerate(state.members)
+        if member.stage in {Stage.RUNNING, Stage.EXITED}
+    )
+
+
+def fail(state: State, fault: Fault, now: float, policy: Policy) -> Step:
+    """End this life because of its first failure. Nothing of a crash is worth waiting for."""
+    assert state.fault is None, "only the first failure counts"
+    if finishes(fault, policy):
+        done = replace(fault, reason=DONE, exited=False)
+        return stop(replace(state, fault=done), DONE, now, policy)
+    state = replace(state, fault=fault)
+    if fault.reason.cause is not Cause.INTERRUPTED:
+        state = replace(state, last_failure=fault.reason)
+    return kill(state, fault.reason, now, policy)
+
+
+def finishes(fault: Fault, policy: Policy) -> bool:
+    """Say whether this end is the purpose of the replica and not a failure."""
+    return fault.success and (policy.oneshot or policy.restart is not Restart.ALWAYS)
+
+
+def conclude_if_empty(
+    state: State, actions: tuple[Action, ...], now: float, policy: Policy
+) -> Step:
+    """Go on once the last tree is empty, and not a moment earlier."""
+    if any(member.stage is not Stage.EMPTY for member in state.members):
+        return state, actions
+    state, more = conclude(state, now, policy)
+    return state, actions + more
+
+
+def conclude(state: State, now: float, policy: Policy) -> Step:
+    """Close a life whose trees are empty: rest, or go round again."""
+    fault, ended = state.fault, state.incarnation
+    state = replace(state, members=(), fault=None, ready_at=None, unkillable=False)
+    if state.want is Want.DOWN:
+        return disarm(enter(state, Phase.STOPPED, ASKED_TO_STOP, now))
+    if fault is None:
+        return begin(state, RESTARTING_AS_ASKED, 0.0, now, policy)
+    if finishes(fault, policy):
+        return disarm(enter(state, Phase.COMPLETED, DONE, now))
+    verdict = restart.judge(state.name, ended, state.counters, fault, policy)
+    state = replace(state, counters=verdict.counters)
+    if verdict.delay_s is None:
+        state = replace(state, last_failure=verdict.reason)
+        return disarm(enter(state, Phase.FAILED, verdict.reason, now))
+    if fault.reason.cause is not Cause.INTERRUPTED:
+        state = replace(state, last_failure=fault.reason, restarts=state.restarts + 1)
+    return begin(state, again(fault.reason, verdict.delay_s, state), verdict.delay_s, now, policy)
+
+
+def again(reason: Reason, delay_s: float, state: State) -> Reason:
+    """Explain a restart: what went wrong, and how long the pause is."""
+    if delay_s <= 0.0:
+        return replace(reason, sentence=f"restarts: {reason.sentence}")
+    pause = f"restarts after {seconds(delay_s)} (failure {state.counters.row} in a row)"
+    return replace(reason, cause=Cause.BACKOFF, sentence=f"{pause}: {reason.sentence}")
