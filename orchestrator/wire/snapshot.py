@@ -55,7 +55,8 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     `phase` is one of the eight phases; `cause` is a value of `core.reasons.Cause`; `reason` is its
     sentence, empty when all is well; `advice` says what to do; `evidence` is the line of log or
-    the fact that it was concluded from. `since_s`: how long it has been in this phase.
+    the fact that it was concluded from. `since_s`: how long it has been in this phase. A ready
+    replica may have a reason too: that of its last restart. `routable`: ready, and it answers.
     """
 
     index: int

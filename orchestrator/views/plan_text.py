@@ -1,0 +1,68 @@
+"""The plan as text: what would run where, in a form that a diff can be read of.
+
+One fact per line, nothing that depends on the time, the machine's load or a dictionary's order:
+two plans differ exactly in the lines that matter, and a plan can be kept beside the topology file
+under version control.
+"""
+
+import json
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+
+from orchestrator.core.plan import Plan, PlannedWorker
+
+Mask = Callable[[Mapping[str, str]], Mapping[str, str]]
+"""Hides the values of an environment that mustn't be shown."""
+
+
+def plan_text(plan: Plan, mask: Mask) -> str:
+    """Return the whole plan, ended by a newline. `mask` is `core.worker_env.masked`."""
+    return "".join(f"{line}\n" for line in _lines(plan, mask))
+
+
+def _lines(plan: Plan, mask: Mask) -> Iterator[str]:
+    count = len(plan.workers)
+    yield f"topology {plan.topology}: {count} {'worker' if count == 1 else 'workers'}"
+    for role, engine in plan.engines.items():
+        yield f"engine of {role}: {engine.name} ({engine.reason})"
+    for worker in plan.workers:
+        yield ""
+        yield f"{worker.id}  {worker.kind}"
+        for label, value in _facts(worker, mask):
+            yield f"  {label:9}{value}".rstrip()
+
+
+def _facts(worker: PlannedWorker, mask: Mask) -> Iterator[tuple[str, str]]:
+    yield from _place(worker)
+    yield from (("after", name) for name in worker.depends_on)
+    yield from _command(worker)
+    for name, text in sorted(mask(worker.env).items()):
+        yield "env", f"{name}={shlex.quote(text) if text else ''}"
+
+
+def _place(worker: PlannedWorker) -> Iterator[tuple[str, str]]:
+    if worker.model:
+        served = [name for name in worker.served_names if name != worker.model]
+        yield "model", worker.model + (f" as {', '.join(served)}" if served else "")
+    if worker.engine:
+        yield "engine", worker.engine
+    yield "gpus", _gpus(worker)
+    yield from (("port", f"{name} {port}") for name, port in sorted(worker.ports.items()))
+
+
+def _command(worker: PlannedWorker) -> Iterator[tuple[str, str]]:
+    said = (("python", worker.python), ("cwd", worker.cwd), ("entry", worker.entry))
+    yield from ((label, text) for label, text in said if text)
+    if worker.argv:
+        yield "argv", shlex.join(worker.argv)
+        return  # vLLM's options are its argv
+    for name, value in sorted(worker.options.items()):
+        yield "option", f"{name} = {json.dumps(value, sort_keys=True)}"
+
+
+def _gpus(worker: PlannedWorker) -> str:
+    if not worker.gpus:
+        return "none"
+    pairs = zip(worker.gpus, worker.gpu_uuids, strict=True)
+    named = ", ".join(f"{index} ({uuid})" for index, uuid in pairs)
+    return named if worker.gpu_share == 1.0 else f"{named}, {worker.gpu_share:g} of it"
