@@ -77,7 +77,8 @@ class Session:
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Say hello, and begin to beat."""
+        self._slots = {messages.Hello: self._hello(), **self._slots}
         self._thread.start()
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -108,7 +109,6 @@ class Session:
         socket.reconnect_ivl = RECONNECT_MS
         socket.reconnect_ivl_max = RECONNECT_MAX_MS
         socket.connect(self._config.control)
-        self._slots.setdefault(messages.Hello, self._hello())
         try:
             self._converse(socket)
         finally:

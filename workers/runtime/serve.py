@@ -68,16 +68,6 @@ def serve(
         life.session.close()
 
 
-def refuse(config: WorkerConfig, error: EngineConfigError) -> int:
-    """Say that no engine can be made of this configuration; return the exit status."""
-    gauge = Gauge(ready=False)
-    session = Session(config, Identity("", ""), lambda: gauge, list, lambda _deadline_s: None)
-    session.start()
-    _announce(config, session, Verdict(EXIT_CONFIG, "config", str(error)))
-    session.close()
-    return EXIT_CONFIG
-
-
 def _announce(config: WorkerConfig, session: Session, verdict: Verdict) -> None:
     if verdict.code:
         sys.stderr.write(f"dynorch: {config.life}: {verdict.text}\n")

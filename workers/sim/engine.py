@@ -1,0 +1,78 @@
+"""The simulated engine as the runtime sees it."""
+
+import asyncio
+import json
+
+from orchestrator import __version__
+from orchestrator.wire.config import WorkerConfig
+from workers.runtime.engine import App as AsgiApp
+from workers.runtime.engine import Canary, Death, EngineConfigError, EngineStartError, Report
+from workers.sim.app import App
+from workers.sim.faults import Faults
+from workers.sim.options import decode_options
+from workers.sim.stepper import Stepper
+
+LOADING_STEPS = 4
+"""Progress reports of a simulated load."""
+
+
+class SimEngine:
+    """A stepper, an application and the faults, made from one worker's configuration."""
+
+    name = "sim"
+    version = __version__
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+        self._names = config.served_names or [config.model]
+        self._stepper: Stepper | None = None
+        self._dead = asyncio.Event()
+        self._canary_tokens = 1
+
+    async def start(self, report: Report) -> AsgiApp:
+        """Load nothing, for as long as the options say."""
+        options = decode_options(self._config.options)
+        if not all(self._names):
+            raise EngineConfigError("the simulator needs a model name")
+        faults = Faults(options.faults, self._config.life, self._die, self._freeze)
+        # The canary's token is no client's.
+        stepper = Stepper(options, lambda total: faults.on_tokens(total - self._canary_tokens))
+        self._stepper = stepper
+        await faults.on_start()
+        for step in range(LOADING_STEPS if options.startup else 0):
+            report("loading simulated weights", 100.0 * step / LOADING_STEPS)
+            await asyncio.sleep(options.startup / LOADING_STEPS)
+        if stepper.death:
+            raise EngineStartError(stepper.death)
+        return App(self._names, options, stepper, faults)
+
+    def models(self) -> list[str]:
+        """Name the served models."""
+        return self._names
+
+    def canary(self) -> Canary:
+        """Ask for one token."""
+        body = {"model": self._names[0], "prompt": "ping", "max_tokens": self._canary_tokens}
+        return Canary("/v1/completions", json.dumps(body).encode())
+
+    async def wait_dead(self) -> Death:
+        """Wait for a fault that kills the engine."""
+        await self._dead.wait()
+        assert self._stepper is not None
+        return Death("engine-died", self._stepper.death)
+
+    def tokens(self) -> int:
+        """Count the tokens generated."""
+        return self._stepper.tokens if self._stepper is not None else 0
+
+    async def stop(self, timeout_s: float) -> None:
+        """Hold nothing that must be freed."""
+
+    def _die(self, why: str) -> None:
+        assert self._stepper is not None
+        self._stepper.die(why)
+        self._dead.set()
+
+    def _freeze(self) -> None:
+        assert self._stepper is not None
+        self._stepper.hung = True

@@ -1,0 +1,109 @@
+"""One completion's way through the batch and back to the client, whole or streamed.
+
+The client may leave at any time: a watcher waits for the disconnect while tokens are awaited, and
+on the way out, whatever the way, the request's sequences are taken from the batch.
+"""
+
+import asyncio
+
+from workers.runtime.engine import Receive, Send
+from workers.sim import answers, shapes
+from workers.sim.requests import Job
+from workers.sim.sequence import Delta, Sequence
+from workers.sim.stepper import EngineDeadError, Sink, Stepper
+
+ENGINE_HEADER = (b"x-dynorch-engine", b"sim")
+JSON_HEADERS = [(b"content-type", b"application/json"), ENGINE_HEADER]
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    ENGINE_HEADER,
+]
+DONE = b"data: [DONE]\n\n"
+
+
+async def answer(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    """Send a whole response."""
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def generate(
+    job: Job, dialect: answers.Dialect, stepper: Stepper, receive: Receive, send: Send
+) -> None:
+    """Generate all answers of a job; returns early if the client leaves."""
+    sink = Sink()
+    sequences = [
+        Sequence(number * job.choices + choice, prompt, job.limits[number])
+        for number, prompt in enumerate(job.prompts)
+        for choice in range(job.choices)
+    ]
+    watcher = asyncio.ensure_future(receive())
+    watcher.add_done_callback(lambda _done: sink.close())
+    stepper.submit(sequences, sink)
+    try:
+        if job.stream:
+            await _stream(job, dialect, sequences, sink, send)
+        else:
+            await _whole(job, dialect, sequences, sink, send)
+    finally:
+        watcher.cancel()
+        if any(sequence.finish is None for sequence in sequences):
+            stepper.abort(sink)
+
+
+async def _whole(
+    job: Job, dialect: answers.Dialect, sequences: list[Sequence], sink: Sink, send: Send
+) -> None:
+    said: list[list[Delta]] = [[] for _ in sequences]
+    unfinished = len(sequences)
+    while unfinished:
+        deltas = await sink.take()
+        if not deltas:
+            return
+        for delta in deltas:
+            said[delta.index].append(delta)
+            unfinished -= delta.finish is not None
+    await answer(send, 200, dialect.whole(said, _usage(job, sequences)), JSON_HEADERS)
+
+
+async def _stream(
+    job: Job, dialect: answers.Dialect, sequences: list[Sequence], sink: Sink, send: Send
+) -> None:
+    """Send an event per token; what one step produced for the request goes as one message."""
+    unfinished = len(sequences)
+    begun: set[int] = set()
+    while unfinished:
+        try:
+            deltas = await sink.take()
+        except EngineDeadError as dead:
+            if not begun:
+                raise
+            # The status is out: as vLLM does, say it in the stream and end properly.
+            error = b"data: " + shapes.problem(str(dead), 500) + b"\n\n"
+            await send({"type": "http.response.body", "body": error + DONE})
+            return
+        if not deltas:
+            return
+        if not begun:
+            # Not before: until there is a token, a failure can still have a status of its own.
+            await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+        events = []
+        for delta in deltas:
+            if delta.index not in begun:
+                begun.add(delta.index)
+                events.append(dialect.opening(delta.index))
+            usage = _usage(job, sequences) if job.usage_always else None
+            events.append(dialect.piece(delta, usage))
+            unfinished -= delta.finish is not None
+        await send({"type": "http.response.body", "body": b"".join(events), "more_body": True})
+    tail = dialect.usage(_usage(job, sequences)) if job.usage_at_end else b""
+    await send({"type": "http.response.body", "body": tail + DONE})
+
+
+def _usage(job: Job, sequences: list[Sequence]) -> shapes.Usage:
+    """Count each prompt once, and each generated token."""
+    prompt = sum(map(len, job.prompts))
+    generated = sum(sequence.generated for sequence in sequences)
+    return shapes.Usage(prompt, prompt + generated, generated)
