@@ -1,0 +1,137 @@
+"""From the shim's fork to the worker's first instruction.
+
+A worker must find the world as if it had been started alone: the default signals, three standard
+descriptors and no other, its own process group (so that a worker that signals "my group" doesn't
+hit its shim), its own environment and directory. What goes wrong on the way is told through a
+pipe that closes by itself at exec, or when the entry function was found: an empty pipe means that
+the worker runs.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import TracebackType
+
+from orchestrator.host import prctl, procfs, title
+from orchestrator.host.spawn import Spawn
+
+CANNOT_EXECUTE = 126
+NOT_FOUND = 127
+"""Exit statuses of a command that never ran, as every shell uses them."""
+
+TEXT_MAX = 500
+"""Characters of an error's text; what a pipe takes in one piece has room for them, escaped."""
+
+TO_DEFAULT = (
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT,
+    signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM,
+)  # fmt: skip
+Entry = Callable[[bytes], int]
+
+
+class Report:
+    """Tells the shim, through the pipe, which exception ended the beginning. Never swallows it."""
+
+    def __init__(self, pipe: int, doing: str) -> None:
+        self._pipe = pipe
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            number = error.errno if isinstance(error, OSError) else None
+            detail = error.strerror if isinstance(error, OSError) else str(error)
+            what = (detail or "") if number else f"{type(error).__name__}: {detail}"
+            message = {
+                "errno": number,
+                "code": errno.errorcode.get(number, "") if number else "",
+                "text": f"{self._doing}: {what[:TEXT_MAX]}",
+            }
+            with contextlib.suppress(OSError):
+                os.write(self._pipe, json.dumps(message).encode())
+
+
+def settle(shim: int, output: int, report: int) -> None:
+    """Arrange the descriptors, signals and group of the process that was just forked."""
+    os.setpgid(0, 0)
+    prctl.die_with_parent()
+    if os.getppid() != shim:
+        os._exit(NOT_FOUND)  # the shim died before we had asked to die with it
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    for fd in procfs.open_fds():
+        if fd > 2 and fd != report:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+    fcntl.fcntl(report, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    signal.set_wakeup_fd(-1)
+    for number in TO_DEFAULT:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def run(spawn: Spawn, report: int) -> int:
+    """Be the worker: never returns for a command; the exit status of an entry function."""
+    title.set_tag(spawn.tag)
+    title.set_title(f"dynorch: {spawn.life}")
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _limit_files(spawn.nofile)
+    try:
+        with Report(report, f"cannot enter the directory {spawn.cwd}"):
+            os.chdir(spawn.cwd)
+        if spawn.argv:
+            _execute(spawn, report)
+    except FileNotFoundError:
+        os._exit(NOT_FOUND)
+    except OSError:
+        os._exit(CANNOT_EXECUTE)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with Report(report, f"cannot import {spawn.entry}"):
+        function = _find(spawn)
+    os.close(report)
+    return function(spawn.blob) or 0
+
+
+def _limit_files(soft: int) -> None:
+    if soft:
+        import resource  # noqa: PLC0415 - only a worker needs it, so no shim pays for it
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard), hard))
+
+
+def _execute(spawn: Spawn, report: int) -> None:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    with Report(report, f"cannot run {spawn.argv[0]!r}"):
+        os.execvpe(spawn.argv[0], spawn.argv, spawn.environment())  # noqa: S606 - no shell
+
+
+def _find(spawn: Spawn) -> Entry:
+    """Import the entry function in the worker's own environment and import path."""
+    os.environ.clear()
+    os.environ.update(spawn.environment())
+    sys.path[:0] = [entry for entry in spawn.path if entry not in sys.path]
+    sys.argv = [spawn.life]
+    # It was opened when the zygote began, onto something else: a line of log leaves when it's full.
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(line_buffering=True)
+    module, _, name = spawn.entry.partition(":")
+    __import__(module)
+    function: Entry = getattr(sys.modules[module], name)
+    return function

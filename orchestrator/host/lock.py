@@ -1,0 +1,56 @@
+"""One daemon per run directory.
+
+The lock is the kernel's (`flock`), so a daemon that was killed holds nothing, and a stale file
+after a power loss never blocks a start. Its holder is written inside as pid and start time for
+whoever wants to know without disturbing: looking takes no lock.
+"""
+
+import fcntl
+import os
+from pathlib import Path
+
+import msgspec
+
+from orchestrator.host.identity import Identity
+
+
+class Held(Exception):
+    """Another daemon has it; the text names its pid."""
+
+
+class DaemonLock:
+    """The right to be the daemon of a run directory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+
+    def acquire(self) -> None:
+        """Take it, or raise Held."""
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            pid = holder(self._path)
+            who = f"pid {pid}" if pid else "a process that is just starting"
+            raise Held(f"another daemon runs in {self._path.parent}: {who}") from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, msgspec.json.encode(Identity.of(os.getpid())), 0)
+        self._fd = fd
+
+    def release(self) -> None:
+        """Give it back. The file stays: removing it would let two daemons hold two locks."""
+        if self._fd >= 0:
+            os.ftruncate(self._fd, 0)
+            os.close(self._fd)
+            self._fd = -1
+
+
+def holder(path: Path) -> int | None:
+    """Return the pid of the daemon that runs; None when none does."""
+    try:
+        identity = msgspec.json.decode(path.read_bytes(), type=Identity)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return identity.pid if identity.is_alive() else None

@@ -1,0 +1,62 @@
+"""The few system calls that Python lacks, and that an older build of it may lack.
+
+`ctypes` is loaded once, in the zygote; every shim and worker shares its pages. The two pidfd calls
+exist in `os` and `signal` only if the interpreter was built on a recent enough kernel, which that
+of a foreign environment often wasn't; their numbers are the same on every architecture.
+"""
+
+import ctypes
+import os
+import signal
+
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
+PR_SET_CHILD_SUBREAPER = 36
+PIDFD_SEND_SIGNAL = 424
+PIDFD_OPEN = 434
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def _prctl(option: int, argument: int | bytes) -> None:
+    if isinstance(argument, int):
+        _checked(_libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0))
+    else:
+        _checked(_libc.prctl(option, ctypes.c_char_p(argument), 0, 0, 0))
+
+
+def become_subreaper() -> None:
+    """Adopt every descendant whose parent dies, instead of leaving it to process 1."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Get this signal when the *thread* that forked us ends. Lost on fork; kept over exec."""
+    _prctl(PR_SET_PDEATHSIG, number)
+
+
+def set_name(name: str) -> None:
+    """Set the name shown by `top` and in /proc/PID/comm; the kernel keeps 15 bytes."""
+    _prctl(PR_SET_NAME, name.encode("utf-8", "replace"))
+
+
+def pidfd_open(pid: int) -> int:
+    """Return a descriptor that means this process and never another one with its pid."""
+    if hasattr(os, "pidfd_open"):
+        return os.pidfd_open(pid)
+    return _checked(_libc.syscall(PIDFD_OPEN, pid, 0))
+
+
+def pidfd_send_signal(pidfd: int, number: int) -> None:
+    """Signal what the descriptor means; ProcessLookupError when it is gone."""
+    if hasattr(signal, "pidfd_send_signal"):
+        signal.pidfd_send_signal(pidfd, number)
+    else:
+        _checked(_libc.syscall(PIDFD_SEND_SIGNAL, pidfd, number, None, 0))

@@ -1,0 +1,131 @@
+"""What a shim writes down and says, as the daemon reads it.
+
+The shim writes plain JSON, because it is standard library only; these are the same fields with
+types. An unknown field is ignored and a missing one has a default, so that a daemon understands the
+shims of the version before it.
+"""
+
+import contextlib
+from pathlib import Path
+
+import msgspec
+
+from orchestrator.host.identity import Identity
+
+
+class Process(msgspec.Struct, frozen=True):
+    """A process of the record's boot."""
+
+    pid: int
+    starttime: int
+
+
+class ExecError(msgspec.Struct, frozen=True):
+    """Why the worker never ran its first instruction. `code` is the errno's name, or empty."""
+
+    errno: int | None = None
+    code: str = ""
+    text: str = ""
+
+
+class LifeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """life.json: who lives here.
+
+    `main` is None until it was forked. `pipe` is the inode of the output pipe. `started_at` is
+    monotonic seconds of this boot, `started_wall` seconds since the epoch.
+    """
+
+    protocol: int = 1
+    life: str
+    tag: str
+    boot_id: str
+    shim: Process
+    main: Process | None = None
+    log: str
+    pipe: int = 0
+    started_at: float
+    started_wall: float
+
+    @property
+    def shim_identity(self) -> Identity:
+        """The shim, so that it can't be confused with another process."""
+        return Identity(self.boot_id, self.shim.pid, self.shim.starttime)
+
+
+class StateSeen(LifeRecord, frozen=True, kw_only=True, tag_field="event", tag="state"):
+    """The shim's answer on connecting, and after each change.
+
+    `phase`: running, stopping, lingering, killing or empty. `status`: main's wait status once it
+    is reaped. `stuck`: who won't die, when the tree kill takes too long.
+    """
+
+    phase: str
+    status: int | None = None
+    asked: bool = False
+    exec_error: ExecError | None = None
+    stuck: str = ""
+
+
+class MainExited(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="exited"):
+    """Main was reaped; its tree may live on. `status` is a wait status, `at` monotonic."""
+
+    status: int
+    at: float
+    exec_error: ExecError | None = None
+
+
+class TreeEmpty(LifeRecord, frozen=True, kw_only=True, tag_field="event", tag="empty"):
+    """exit.json, and the last thing a shim says: nothing of this life is left.
+
+    `status` is None when nobody saw it (the shim was killed). `killed`: processes that were sent
+    SIGKILL. `unlinked`: names removed from /dev/shm. `tail`: the last 16 KiB of this life's log.
+    """
+
+    status: int | None = None
+    exec_error: ExecError | None = None
+    exited_at: float | None = None
+    empty_at: float = 0.0
+    asked: bool = False
+    killed: int = 0
+    unlinked: list[str] = []
+    log_bytes: int = 0
+    dropped_bytes: int = 0
+    tail: str = ""
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="refused"):
+    """The shim didn't understand a request of ours."""
+
+    text: str
+
+
+class ShimLost(msgspec.Struct, frozen=True):
+    """The shim died without an exit record: its tree may live, and nobody looks after it.
+
+    `words`: what the shim itself printed, normally nothing.
+    """
+
+    record: LifeRecord
+    words: str = ""
+
+
+FromShim = StateSeen | MainExited | TreeEmpty | Refused
+ShimEvent = StateSeen | MainExited | TreeEmpty | Refused | ShimLost
+
+decode_event = msgspec.json.Decoder(FromShim).decode
+_decode_life = msgspec.json.Decoder(LifeRecord).decode
+_decode_exit = msgspec.json.Decoder(TreeEmpty).decode
+
+
+def read_life(directory: Path) -> LifeRecord | None:
+    """Return who lives in this directory; None when no shim got that far."""
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        return _decode_life((directory / "life.json").read_bytes())
+    return None
+
+
+def read_exit(directory: Path) -> TreeEmpty | None:
+    """Return the exit record; None when there is none (or one that a power loss has torn)."""
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        return _decode_exit((directory / "exit.json").read_bytes())
+    return None

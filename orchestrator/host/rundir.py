@@ -1,0 +1,222 @@
+"""Where everything of a daemon lies, and what a look at it says without a daemon.
+
+The run directory holds what is true now and means nothing after a reboot; the state directory
+holds what people want to read later. All paths are made here and nowhere else. Each life has a
+directory of its own, named by a short digest because sockets lie in it and the kernel allows their
+paths 107 bytes; who lives there is written inside.
+"""
+
+import base64
+import contextlib
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+import orchestrator
+from orchestrator.host import records
+from orchestrator.host.identity import Identity
+from orchestrator.wire.ids import LifeId, ReplicaId
+
+SOCKET_PATH_MAX = 107
+LONGEST_BELOW = len("/lives/0123456789/t/") + 36
+"""The longest socket path we cause: an engine's own, named by a UUID in the life's `t`."""
+
+PATH_MAX = SOCKET_PATH_MAX - LONGEST_BELOW
+ZYGOTE_DEATH_S = 5.0
+
+
+class DirectoryRefused(Exception):
+    """This directory can't be used; the text says why and what to do."""
+
+
+class FoundLife(msgspec.Struct, frozen=True):
+    """A life's directory as a new daemon finds it.
+
+    `alive`: its shim runs. `exit`: its exit record; with neither, the shim was killed.
+    """
+
+    life: LifeId
+    directory: Path
+    record: records.LifeRecord
+    alive: bool
+    exit: records.TreeEmpty | None
+
+
+def default_run_dir(environ: Mapping[str, str]) -> Path:
+    """Return where this user's daemon lives."""
+    if "DYNORCH_RUN_DIR" in environ:
+        return Path(environ["DYNORCH_RUN_DIR"]).absolute()
+    if "XDG_RUNTIME_DIR" in environ:
+        return Path(environ["XDG_RUNTIME_DIR"], "dynorch").absolute()
+    return Path(f"/tmp/dynorch-{os.getuid()}")  # noqa: S108 - made 0700 and its owner checked
+
+
+def default_state_dir(environ: Mapping[str, str]) -> Path:
+    """Return where this user's logs and journal lie."""
+    if "DYNORCH_STATE_DIR" in environ:
+        return Path(environ["DYNORCH_STATE_DIR"]).absolute()
+    if "XDG_STATE_HOME" in environ:
+        return Path(environ["XDG_STATE_HOME"], "dynorch").absolute()
+    return Path("~/.local/state/dynorch").expanduser().absolute()
+
+
+class StateDir:
+    """Paths of what outlives a daemon and a boot."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.journal = root / "journal.jsonl"
+        self.logs = root / "logs"
+
+    def create(self) -> None:
+        """Make it, for us alone. DirectoryRefused when it isn't ours."""
+        _make_private(self.root)
+        self.logs.mkdir(mode=0o700, exist_ok=True)
+
+    def log(self, worker: LifeId) -> Path:
+        """Return the log file of a worker, the same for all its lives."""
+        name = f"{worker.of.role}-{worker.of.replica}.{worker.member}.log"
+        return self.logs / worker.of.topology / name
+
+    def zygote_log(self, profile: str) -> Path:
+        """Return where a zygote's own output goes: normally nothing."""
+        return self.logs / f"zygote-{profile}.log"
+
+
+class RunDir:
+    """Paths of what is true now, and the few operations on them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.lock = root / "daemon.lock"
+        self.control = root / "control.sock"
+        self.events = root / "events.sock"
+        self.replicas = root / "replicas"
+        self.topologies = root / "topologies"
+        self.lives = root / "lives"
+        self.zygotes = root / "zygotes"
+        self.code = root / "code"
+
+    def create(self) -> None:
+        """Make it, for us alone. DirectoryRefused says why that can't be."""
+        length = len(os.fsencode(self.root))
+        if length > PATH_MAX:
+            raise DirectoryRefused(
+                f"the run directory's path is too long: {self.root} has {length} bytes, and "
+                f"socket paths leave room for {PATH_MAX}; set DYNORCH_RUN_DIR to a shorter one"
+            )
+        _make_private(self.root)
+        for folder in (self.replicas, self.topologies, self.lives, self.zygotes, self.code):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        self._link_code()
+
+    def replica(self, replica: ReplicaId) -> Path:
+        """Return the file of a replica's core state."""
+        return self.replicas / f"{str(replica).replace('/', '~')}.json"
+
+    def topology(self, name: str) -> Path:
+        """Return the file that says that this topology is up."""
+        return self.topologies / f"{name}.json"
+
+    def life(self, life: LifeId) -> Path:
+        """Return the directory of a life: always the same for the same life."""
+        digest = hashlib.sha256(str(life).encode()).digest()
+        return self.lives / base64.b32encode(digest)[:10].decode().lower()
+
+    def make_life(self, life: LifeId) -> Path:
+        """Make it, with its directory `t` for temporary files. FileExistsError: it was there."""
+        directory = self.life(life)
+        directory.mkdir(mode=0o700)
+        (directory / "t").mkdir(mode=0o700)
+        return directory
+
+    def remove_life(self, directory: Path) -> None:
+        """Remove a life's directory; call it when its exit record was consumed."""
+        assert directory.parent == self.lives, directory
+        shutil.rmtree(directory, ignore_errors=True)
+
+    def scan(self) -> list[FoundLife]:
+        """Look at every life that ever got as far as having a shim, oldest first."""
+        found = []
+        for directory in self.lives.iterdir() if self.lives.is_dir() else ():
+            record = records.read_life(directory)
+            if record is not None:
+                # In this order: a shim that ends between the two looks leaves its record first.
+                alive = record.shim_identity.is_alive()
+                ended = records.read_exit(directory)
+                life = LifeId.parse(record.life)
+                found.append(FoundLife(life, directory, record, alive and ended is None, ended))
+        return sorted(found, key=lambda one: one.record.started_wall)
+
+    def remove_rubble(self) -> None:
+        """Remove directories of lives that never had a shim. Only while no zygote lives."""
+        for directory in self.lives.iterdir():
+            if records.read_life(directory) is None:
+                self.remove_life(directory)
+
+    def record_zygote(self, zygote: Identity) -> None:
+        """Remember a zygote, so that the next daemon can end it. Those that died are forgotten."""
+        self._forget_dead_zygotes()
+        path = self.zygotes / f"{zygote.pid}.json"
+        path.write_bytes(msgspec.json.encode(zygote))
+
+    def kill_zygotes(self) -> list[Identity]:
+        """Kill what earlier daemons started and return those that won't die within 5 s.
+
+        Before `scan`: after this, every shim that may ever start a worker has left a record.
+        """
+        stubborn = []
+        for path, zygote in self._zygotes():
+            if zygote.kill(ZYGOTE_DEATH_S):
+                path.unlink(missing_ok=True)
+            else:
+                stubborn.append(zygote)
+        return stubborn
+
+    def _forget_dead_zygotes(self) -> None:
+        for path, zygote in self._zygotes():
+            if not zygote.is_alive():
+                path.unlink(missing_ok=True)
+
+    def _zygotes(self) -> list[tuple[Path, Identity]]:
+        found = []
+        for path in self.zygotes.glob("*.json"):
+            with contextlib.suppress(OSError, msgspec.MsgspecError):
+                found.append((path, msgspec.json.decode(path.read_bytes(), type=Identity)))
+        return found
+
+    def _link_code(self) -> None:
+        """Make `code` an import path with our two packages alone.
+
+        A foreign interpreter gets it in front of its own path. The directory that we were
+        imported from wouldn't do: it may be our whole site-packages, built for another Python.
+        """
+        source = Path(orchestrator.__file__).resolve().parents[1]
+        for package in ("orchestrator", "workers"):
+            link = self.code / package
+            if not link.is_symlink() or link.readlink() != source / package:
+                link.unlink(missing_ok=True)
+                link.symlink_to(source / package)
+
+
+def _make_private(path: Path) -> None:
+    """Make a directory that only we can enter, or make sure that it is one."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+    except OSError as error:
+        raise DirectoryRefused(f"cannot make {path}: {error.strerror}") from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise DirectoryRefused(f"{path} is not a directory; remove it")
+    if found.st_uid != os.getuid():
+        raise DirectoryRefused(
+            f"{path} belongs to uid {found.st_uid}, not to us ({os.getuid()}); "
+            "set DYNORCH_RUN_DIR or DYNORCH_STATE_DIR to a directory of your own"
+        )
+    if found.st_mode & 0o077:
+        path.chmod(0o700)

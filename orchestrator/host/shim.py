@@ -1,0 +1,345 @@
+"""The shim: parent of one worker, owner of its whole tree.
+
+It is a session leader and a child subreaper, so whatever the worker forks, however it forks,
+stays below it. It waits in one poll, without a timeout while nothing is due, for five things:
+signals (a child died), the worker's output, its clients, the report of the worker's beginning, and
+its own deadline. It needs no daemon: a stop that was asked for is carried to its end.
+
+    running --stop--> stopping --main gone--> lingering --time's up--> killing
+       |                  |  (grace is over: killing)                     |
+       +-----main gone----+----------> lingering                          |
+                                           +---no child left---> empty <--+
+
+No child left is the kernel's word (ECHILD), and it covers the whole tree: whoever loses its parent
+becomes our child. Only then is the exit record written and "empty" said. Main gets one SIGTERM in
+its life, however often it is told to stop.
+"""
+
+import json
+import os
+import select
+import signal
+import time
+
+from orchestrator.host import child, log_file, prctl, procfs, shm, title, tree
+from orchestrator.host.clients import Clients
+from orchestrator.host.spawn import Spawn
+
+PROTOCOL = 1
+TAIL_BYTES = 16 << 10
+KILL_PAUSE_S = 0.05
+"""While killing: look again after this even if nobody was seen to die."""
+
+STUCK_AFTER_S = 10.0
+"""A tree that still isn't empty after so long is reported as stuck; the killing goes on."""
+
+BUSY_S = 0.002
+"""Output that comes again this soon is collected for as long, instead of line by line."""
+
+RETRY_S = 5.0
+"""How often writing the exit record is tried where the disk is full."""
+
+SIGNALS = (signal.SIGCHLD, signal.SIGTERM)
+IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def identity(pid: int) -> dict[str, object]:
+    """Return a process as the records name it."""
+    return {"pid": pid, "starttime": procfs.starttime(pid)}
+
+
+def write_record(directory: str, name: str, record: dict[str, object]) -> None:
+    """Replace a file of the life's directory in one step.
+
+    Not flushed to the disk: it must outlive processes, not the machine, whose next boot finds
+    every process gone anyway (records carry the boot's id).
+    """
+    fresh = os.path.join(directory, f".{name}")
+    with open(fresh, "w", encoding="utf-8") as file:
+        file.write(json.dumps(record))
+    os.replace(fresh, os.path.join(directory, name))
+
+
+def _report_of(text: bytes) -> dict[str, object]:
+    """Read what `child.Report` wrote; what isn't it is kept as it is."""
+    try:
+        report = json.loads(text)
+    except ValueError:
+        report = None
+    if isinstance(report, dict):
+        return report
+    return {"errno": None, "code": "", "text": text.decode("utf-8", "replace")}
+
+
+class Shim:
+    """One life, from before its first process to after its last."""
+
+    def __init__(self, spawn: Spawn) -> None:
+        self._spawn = spawn
+        self._poll = select.poll()
+        self._clients = Clients(self._poll, self._state, self._request)
+        self._log = log_file.LogFile(spawn.log_path, spawn.log_max_bytes, spawn.log_backups)
+        self._phase = "running"
+        self._deadline: float | None = None
+        self._record: dict[str, object] = {}
+        self._linger_s = spawn.linger_s
+        self._main = 0
+        self._status: int | None = None
+        self._asked = False
+        self._childless = False
+        self._kill: tree.TreeKill | None = None
+        self._kill_began = 0.0
+        self._stuck_said = False
+        self._exec_error: dict[str, object] | None = None
+        self._output = self._report = self._wakeups = -1
+        self._output_rests_until: float | None = None
+        self._output_came = 0.0
+        self._leftovers = shm.Leftovers(time.time())
+
+    def prepare(self) -> None:
+        """Become what a shim is and leave a record of it. OSError says what can't be had."""
+        spawn = self._spawn
+        os.setsid()
+        os.chdir("/")
+        prctl.become_subreaper()
+        title.set_tag(spawn.tag)
+        title.set_title(f"dynorch: shim {spawn.life}")
+        prctl.set_name("dynorch-shim")
+        self._record = {
+            "protocol": PROTOCOL,
+            "life": spawn.life,
+            "tag": spawn.tag,
+            "boot_id": procfs.boot_id(),
+            "shim": identity(os.getpid()),
+            "main": None,
+            "log": spawn.log_path,
+            "started_at": time.monotonic(),
+            "started_wall": time.time(),
+        }
+        self._clients.listen(spawn.directory)
+        self._keep()
+
+    def fork(self) -> int | None:
+        """Fork the worker. Returns None in the shim; in the worker, where to report trouble."""
+        output, output_end = os.pipe()
+        self._report, report_end = os.pipe()
+        log_file.widen(output_end)
+        wakeups, wakeups_end = os.pipe()
+        for fd in (output, self._report, wakeups, wakeups_end):
+            os.set_blocking(fd, False)
+        # A SIGTERM that comes between fork and exec must wait until it means the worker's own.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: None)
+        for number in IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        signal.set_wakeup_fd(wakeups_end, warn_on_full_buffer=False)
+        shim = os.getpid()
+        self._main = os.fork()
+        if self._main == 0:
+            self._clients.forget()
+            child.settle(shim, output_end, report_end)
+            return report_end
+        os.close(output_end)
+        os.close(report_end)
+        self._output, self._wakeups = output, wakeups
+        self._record["main"] = identity(self._main)
+        self._record["pipe"] = os.fstat(output).st_ino
+        self._keep()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        return None
+
+    def watch(self) -> None:
+        """Look after the worker until nothing of it is left."""
+        self._clients.watch()
+        for fd in (self._output, self._report, self._wakeups):
+            self._poll.register(fd, select.POLLIN)
+        while self._phase != "empty":
+            for fd, _ in self._poll.poll(self._timeout_ms()):
+                self._serve(fd)
+            self._advance(time.monotonic())
+        self._finish()
+
+    # What wakes us.
+
+    def _serve(self, fd: int) -> None:
+        if fd == self._wakeups:
+            numbers = os.read(fd, 4096)
+            if signal.SIGTERM in numbers:
+                self._stop(self._spawn.grace_s, self._spawn.linger_s)
+            self._reap()
+        elif fd == self._output:
+            self._pump()
+        elif fd == self._report:
+            self._read_report()
+        elif self._clients.owns(fd):
+            self._clients.serve(fd)
+
+    def _timeout_ms(self) -> int | None:
+        due = [at for at in (self._deadline, self._output_rests_until) if at is not None]
+        if not due:
+            return None
+        return max(0, int((min(due) - time.monotonic()) * 1000 + 0.999))
+
+    def _pump(self) -> None:
+        """Move output; if it comes thick, let it gather for a moment before the next time."""
+        moved, more = self._log.pump(self._output)
+        if not more:
+            self._poll.unregister(self._output)
+            self._output = -1
+            return
+        now = time.monotonic()
+        if moved < log_file.PIPE_BYTES // 2 and now - self._output_came < 2 * BUSY_S:
+            self._output_rests_until = now + BUSY_S
+            self._poll.unregister(self._output)
+        self._output_came = now
+
+    def _read_report(self) -> None:
+        try:
+            text = os.read(self._report, 8192)
+        except BlockingIOError:
+            return
+        if text:
+            self._exec_error = _report_of(text)
+        self._poll.unregister(self._report)
+        os.close(self._report)
+        self._report = -1
+
+    def _reap(self) -> None:
+        """Take every exit status there is. The only place of this process that waits."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                self._childless = True
+                return
+            if pid == 0:
+                return
+            if pid == self._main:
+                self._main_gone(status)
+
+    # What we are told.
+
+    def _request(self, request: dict[str, object]) -> None:
+        match request:
+            case {"op": "state"}:
+                self._clients.tell(self._state())
+            case {"op": "stop", "grace_s": int() | float() as grace, "linger_s": linger} if (
+                isinstance(linger, int | float)
+            ):
+                self._stop(grace, linger)
+            case {"op": "kill"}:
+                self._asked = True
+                self._begin_kill()
+            case _:
+                self._clients.tell({"event": "refused", "text": f"not an operation: {request!r}"})
+
+    def _stop(self, grace_s: float, linger_s: float) -> None:
+        self._linger_s = linger_s
+        now = time.monotonic()
+        if self._phase == "running":
+            self._asked = True
+            self._phase = "stopping"
+            self._deadline = now + grace_s
+            # Our own child, not reaped yet: nobody else can have this pid.
+            os.kill(self._main, signal.SIGTERM)
+            self._clients.tell(self._state())
+        elif self._phase == "stopping" and self._deadline is not None:
+            self._deadline = min(self._deadline, now + grace_s)
+
+    # What follows.
+
+    def _main_gone(self, status: int) -> None:
+        self._status = status
+        self._record["exited_at"] = time.monotonic()
+        if self._report >= 0:
+            self._read_report()
+        if self._phase != "killing":
+            self._phase = "lingering"
+            linger = self._linger_s if self._asked else self._spawn.crash_linger_s
+            self._deadline = time.monotonic() + linger
+        exited = {"event": "exited", "status": status, "at": self._record["exited_at"]}
+        self._clients.tell({**exited, "exec_error": self._exec_error})
+
+    def _advance(self, now: float) -> None:
+        if self._output_rests_until is not None and now >= self._output_rests_until:
+            self._output_rests_until = None
+            self._poll.register(self._output, select.POLLIN)
+        if self._childless:
+            self._phase = "empty"
+        elif self._phase == "killing":
+            self._kill_pass(now)
+        elif self._deadline is not None and now >= self._deadline:
+            self._begin_kill()
+
+    def _begin_kill(self) -> None:
+        if self._phase == "killing":
+            return
+        self._phase = "killing"
+        self._kill_began = time.monotonic()
+        self._kill = tree.TreeKill(self._leftovers, self._kill_began)
+        self._clients.tell(self._state())
+        self._kill_pass(self._kill_began)
+
+    def _kill_pass(self, now: float) -> None:
+        assert self._kill is not None
+        new = self._kill.run_pass(tree.of_shim(os.getpid()), now)
+        self._reap()
+        stuck = now > self._kill_began + STUCK_AFTER_S
+        self._deadline = now if new else now + (1.0 if stuck else KILL_PAUSE_S)
+        if stuck and not self._stuck_said:
+            self._stuck_said = True
+            self._clients.tell(self._state())
+
+    def _state(self) -> dict[str, object]:
+        stuck = tree.describe(self._kill.stuck) if self._kill and self._stuck_said else ""
+        return {
+            **self._record,
+            "event": "state",
+            "phase": self._phase,
+            "status": self._status,
+            "asked": self._asked,
+            "exec_error": self._exec_error,
+            "stuck": stuck,
+        }
+
+    def _keep(self) -> None:
+        write_record(self._spawn.directory, "life.json", self._record)
+
+    # The end.
+
+    def _finish(self) -> None:
+        """Empty the pipe, remove what the tree left, write the exit record, say so."""
+        if self._output >= 0:
+            self._log.pump(self._output)
+            if self._output_rests_until is None:
+                self._poll.unregister(self._output)
+        record = {
+            **self._record,
+            "event": "empty",
+            "status": self._status,
+            "exec_error": self._exec_error,
+            "empty_at": time.monotonic(),
+            "asked": self._asked,
+            "killed": self._kill.killed if self._kill else 0,
+            "unlinked": self._leftovers.remove(),
+            "log_bytes": self._log.written_bytes,
+            "dropped_bytes": self._log.dropped_bytes,
+            "tail": self._log.tail(TAIL_BYTES).decode("utf-8", "replace"),
+        }
+        while not self._leave(record):
+            # The disk is full: a daemon that is connected has been told, another one may come.
+            for fd, _ in self._poll.poll(int(RETRY_S * 1000)):
+                self._serve(fd)
+        self._log.close()
+
+    def _leave(self, record: dict[str, object]) -> bool:
+        try:
+            write_record(self._spawn.directory, "exit.json", record)
+        except FileNotFoundError:
+            pass  # somebody removed the life's directory: nobody wants to know
+        except OSError:
+            self._clients.tell(record)
+            return False
+        self._clients.tell(record)
+        return True

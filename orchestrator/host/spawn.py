@@ -1,0 +1,101 @@
+"""What is asked for when a worker is to be born.
+
+One plain class for both ends: the daemon fills it in, zygote and shim read it. It says everything,
+so that nothing of a worker depends on which daemon, zygote or shell happened to start it: the
+environment is complete, not a difference. It travels over a socket and is never in argv, so `ps`
+shows no secret.
+"""
+
+import base64
+import json
+
+from orchestrator.host import title
+
+LIFE_MAX = title.TAG_BYTES - 20
+"""Longest life id in bytes: it must fit into the tag beside its nonce."""
+
+
+class Spawn:
+    """One worker. Either `argv` (a plain command) or `entry` ("module:function") is given.
+
+    `life`: the life id. `nonce`: tells this run from another with the same id on this machine.
+    `directory`: the life's own directory, made before. `log_path`, `log_max_bytes`, `log_backups`:
+    where its output goes; 0 backups means that a full file starts again. `env`: all of it. `cwd`:
+    where it starts. `blob`: what an entry function is called with. `path`: put before the entry's
+    sys.path. `grace_s`: from SIGTERM to the tree kill, where a stop says nothing else. `linger_s`:
+    what the rest of the tree gets after main's asked-for exit; `crash_linger_s`: after any other.
+    `nofile`: soft limit of open files, 0 leaves it.
+    """
+
+    __slots__ = (
+        "argv", "blob", "crash_linger_s", "cwd", "directory", "entry", "env", "grace_s", "life",
+        "linger_s", "log_backups", "log_max_bytes", "log_path", "nofile", "nonce", "path",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        life: str,
+        nonce: str,
+        directory: str,
+        log_path: str,
+        env: dict[str, str],
+        argv: list[str] | None = None,
+        entry: str = "",
+        blob: bytes = b"",
+        path: list[str] | None = None,
+        cwd: str = "/",
+        log_max_bytes: int = 50 << 20,
+        log_backups: int = 5,
+        grace_s: float = 60.0,
+        linger_s: float = 2.0,
+        crash_linger_s: float = 0.0,
+        nofile: int = 0,
+    ) -> None:
+        self.life = life
+        self.nonce = nonce
+        self.directory = directory
+        self.log_path = log_path
+        self.log_max_bytes = log_max_bytes
+        self.log_backups = log_backups
+        self.env = env
+        self.argv = argv or []
+        self.entry = entry
+        self.blob = blob
+        self.path = path or []
+        self.cwd = cwd
+        self.grace_s = grace_s
+        self.linger_s = linger_s
+        self.crash_linger_s = crash_linger_s
+        self.nofile = nofile
+        for name in (directory, log_path, cwd):
+            assert name.startswith("/"), f"{life}: not an absolute path: {name}"
+        assert bool(self.argv) != bool(self.entry), f"{life}: either argv or entry"
+        assert len(life.encode()) <= LIFE_MAX, f"a life id of {len(life)} bytes"
+        assert len(nonce) <= 16, f"a nonce of {len(nonce)} bytes"
+
+    @property
+    def tag(self) -> str:
+        """What every process of this tree carries in its environment as DYNORCH_TREE."""
+        return f"{self.life}/{self.nonce}"
+
+    def to_json(self) -> str:
+        """Return all of it as text."""
+        fields: dict[str, object] = {name: getattr(self, name) for name in self.__slots__}
+        fields["blob"] = base64.b64encode(self.blob).decode()
+        return json.dumps(fields)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Spawn":
+        """Read what `to_json` wrote; ValueError or TypeError when it is anything else."""
+        fields = json.loads(text)
+        fields["blob"] = base64.b64decode(fields["blob"])
+        return cls(**fields)
+
+    def environment(self) -> dict[str, str]:
+        """Return the worker's environment: what was asked for, and what every tree gets.
+
+        SPT_NOENV keeps `setproctitle`, which vLLM calls, from writing over the tag.
+        """
+        forced = {title.TAG_NAME: title.padded(self.tag), "SPT_NOENV": "1"}
+        return {**self.env, **forced}

@@ -1,0 +1,137 @@
+"""Killing a whole process tree, so that not one of it is left.
+
+Passes: collect who is there, kill everybody who isn't doomed yet, look again. A process with a
+pending SIGKILL can't fork any more, so a pass that finds nobody new means that all are doomed, and
+what remains is to wait for the kernel. A pass never waits; its caller does that, in its own loop.
+
+Python's `multiprocessing.resource_tracker` is spared for a moment: once the others are gone it
+unlinks the shared memory of its family by itself. When forks outrun the passes, whole process
+groups are signalled: the kernel does that under the lock that every fork needs, so nobody slips
+through, trackers included.
+
+Nobody else is ever hit. A victim is pinned by a pidfd first and only then looked at again: it is
+killed if it is still the process that was found (same start time). A group is signalled only while
+a member of the tree leads or is in it, and groups can't reach beyond the session of a tree.
+"""
+
+import os
+import signal
+
+from orchestrator.host import prctl, procfs
+from orchestrator.host.shm import Leftovers
+
+SPARE_S = 2.0
+"""What resource trackers get; they need about half a second after the others are gone."""
+
+STORM_PASSES = 4
+"""After so many passes in a row that found somebody new, whole groups are signalled."""
+
+STORM_CROWD = 64
+"""So many new ones in one pass after the first are a storm as well."""
+
+NOTED_MAX = 256
+"""Processes whose shared memory is noted; a storm of more has none worth the time."""
+
+TRACKER = b"multiprocessing.resource_tracker"
+
+
+class TreeKill:
+    """One killing, from the first pass to the last.
+
+    `began`: the caller's monotonic time. `killed`: how many were sent a SIGKILL. `stuck`: those
+    still alive after the last pass, doomed or spared.
+    """
+
+    def __init__(self, leftovers: Leftovers, began: float) -> None:
+        self.killed = 0
+        self.stuck: list[procfs.Stat] = []
+        self._leftovers = leftovers
+        self._spare_until = began + SPARE_S
+        self._doomed: set[tuple[int, int]] = set()
+        self._noted: set[tuple[int, int]] = set()
+        self._restless = 0
+
+    def run_pass(self, members: list[procfs.Stat], now: float) -> int:
+        """Kill everybody of `members` who may live no longer; returns how many were new.
+
+        0 with `stuck` not empty: wait for a death, or for the trackers' time to be over.
+        """
+        alive = [one for one in members if one.alive]
+        self._note(alive)
+        new = 0
+        for one in alive:
+            identity = (one.pid, one.starttime)
+            if identity in self._doomed or self._spares(one, now):
+                continue
+            if kill_exactly(one):
+                self._doomed.add(identity)
+                new += 1
+        self.killed += new
+        self._restless = self._restless + 1 if new else 0
+        if self._restless > STORM_PASSES or (self._restless > 1 and new > STORM_CROWD):
+            kill_groups(alive)
+        self.stuck = alive
+        return new
+
+    def _spares(self, one: procfs.Stat, now: float) -> bool:
+        return now < self._spare_until and TRACKER in procfs.cmdline(one.pid)
+
+    def _note(self, alive: list[procfs.Stat]) -> None:
+        for one in alive:
+            identity = (one.pid, one.starttime)
+            if len(self._noted) < NOTED_MAX and identity not in self._noted:
+                self._noted.add(identity)
+                self._leftovers.note(one.pid)
+
+
+def kill_exactly(one: procfs.Stat) -> bool:
+    """SIGKILL this very process; False when it is gone, a zombie, or not ours to kill."""
+    try:
+        pidfd = prctl.pidfd_open(one.pid)
+    except OSError:
+        return False
+    try:
+        now = procfs.stat(one.pid)
+        if now is None or now.starttime != one.starttime or not now.alive:
+            return False
+        prctl.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except OSError:
+        return False
+    finally:
+        os.close(pidfd)
+    return True
+
+
+def kill_groups(alive: list[procfs.Stat]) -> None:
+    """SIGKILL every process group that one of these is in, except our own."""
+    ours = os.getpgrp()
+    for pgid in {one.pgid for one in alive} - {ours, 0}:
+        try:
+            os.killpg(pgid, signal.SIGKILL)
+        except OSError:
+            continue
+
+
+def of_shim(pid: int) -> list[procfs.Stat]:
+    """Collect a living shim's tree: its descendants, and whoever is in its session.
+
+    Everything that loses its parent in there becomes the shim's own child, so the walk finds all;
+    the session catches what forked while we walked.
+    """
+    everything = procfs.every()
+    found = {one.pid: one for one in procfs.below({pid}, everything)}
+    for one in everything.values():
+        if one.sid == pid and one.pid != pid:
+            found.setdefault(one.pid, one)
+    return list(found.values())
+
+
+def describe(stuck: list[procfs.Stat]) -> str:
+    """Say who won't go: pid, name, state and what the kernel says it waits in."""
+    words = []
+    for one in stuck[:8]:
+        channel = procfs.wait_channel(one.pid)
+        where = f" in {channel}" if channel else ""
+        words.append(f"{one.pid} ({one.name}) state {one.state}{where}")
+    more = f" and {len(stuck) - 8} more" if len(stuck) > 8 else ""
+    return ", ".join(words) + more
