@@ -6,7 +6,7 @@ collected and raised together: an operator with eight mistakes makes one trip, n
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Path = tuple[str | int, ...]
 """Keys and list positions from the root of the file: `("roles", "decode", "gpus", 1)`."""
@@ -27,8 +27,22 @@ def shown_path(path: Path) -> str:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """A complaint before it knows its line.
+
+    `uses`: what the judgement rests on besides `path`; when one of these is wrong itself, the
+    finding would be guesswork and is dropped.
+    """
+
+    path: Path
+    wrong: str
+    right: str
+    uses: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
 class Complaint:
-    """One thing wrong. `line` counts from 1; 0 means the file as a whole."""
+    """One thing wrong. `line` counts from 1; 0 where there is no line, as in a missing file."""
 
     file: str
     line: int
@@ -48,3 +62,17 @@ class Invalid(Exception):
         self.complaints = sorted(complaints, key=lambda each: (each.line, shown_path(each.path)))
         assert self.complaints
         super().__init__("\n".join(str(each) for each in self.complaints))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a topology was written. No part of its value: all sources are equal."""
+
+    file: str = field(default="", compare=False)
+    lines: dict[Path, int] = field(default_factory=dict, compare=False, repr=False)
+
+    def complaint(self, finding: Finding) -> Complaint:
+        """Give the finding its line: that of its key, or of the nearest table around it."""
+        steps = range(len(finding.path), 0, -1)
+        found = (self.lines[finding.path[:n]] for n in steps if finding.path[:n] in self.lines)
+        return Complaint(self.file, next(found, 1), finding.path, finding.wrong, finding.right)

@@ -32,14 +32,6 @@ def key_lines(text: str) -> dict[Path, int]:
     return scanner.lines
 
 
-def line_of(lines: dict[Path, int], path: Path) -> int:
-    """Line of `path`, or of the nearest table around it; 0 when that is the whole file."""
-    for length in range(len(path), 0, -1):
-        if path[:length] in lines:
-            return lines[path[:length]]
-    return 0
-
-
 class _Scanner:
     """A cursor over the text. Methods named for a construct consume exactly that construct."""
 

@@ -15,31 +15,41 @@ PYTHON_DESCRIPTION = "Interpreter whose environment has vLLM; ours need not."
 
 
 class Fault(Table):
-    """A failure that the simulated engine plays."""
+    """A failure that the simulated engine plays, once per life.
+
+    It strikes during the start, or with the Nth request, or when N tokens were produced.
+    """
 
     fault: Literal[
-        "crash-at-start",
         "crash",
+        "exit-0",
         "hang",
+        "engine-hang",
+        "engine-death",
         "slow-start",
         "ignore-term",
         "leak-child",
-        "exit-zero",
+        "leak-daemon",
         "allocate",
         "log",
     ] = Field(description="What goes wrong.")
-    after_requests: int | None = Field(default=None, ge=0, description="After so many requests.")
-    after_tokens: int | None = Field(
-        default=None, ge=0, description="After so many generated tokens."
+    after_requests: int | None = Field(
+        default=None, ge=1, description="With this request; during the start if not given."
     )
-    delay_s: Duration | None = Field(default=None, description="slow-start: how much slower.")
+    after_tokens: int | None = Field(
+        default=None, ge=1, description="When so many tokens were produced."
+    )
+    times: int | None = Field(
+        default=None, ge=1, description="In how many incarnations; in all of them if not given."
+    )
+    line: str | None = Field(default=None, description="A line to print when it strikes.")
     size_bytes: Size | None = Field(
         default=None, alias="bytes", description="allocate: how much memory."
     )
-    line: str | None = Field(default=None, description="log: the line to print.")
-    times: int | None = Field(
-        default=None, ge=1, description="In how many incarnations; in all of them when not given."
+    delay_s: Duration | None = Field(
+        default=None, serialization_alias="seconds", description="slow-start: how much slower."
     )
+    signal: int | None = Field(default=None, ge=1, le=64, description="crash: die by this signal.")
 
 
 class Sim(Table):
@@ -61,7 +71,7 @@ class Sim(Table):
     faults: tuple[Fault, ...] = Field(default=(), strict=False, description="Failures to play.")
 
     def options(self) -> dict[str, Any]:
-        """Plain data under the file's own keys: durations in seconds, sizes in bytes."""
+        """Plain data as the simulated engine takes it: durations in seconds, sizes in bytes."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 

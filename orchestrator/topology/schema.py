@@ -6,10 +6,11 @@ table; `load.load` then fills the outer defaults into the roles, the frontend an
 needn't know where in the file it stood.
 """
 
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
+from orchestrator.topology.complaints import Source
 from orchestrator.topology.policies import Supervised
 from orchestrator.topology.processes import Process
 from orchestrator.topology.roles import PYTHON_DESCRIPTION, EngineRole
@@ -18,6 +19,8 @@ from orchestrator.topology.units import Duration, Size
 
 FRONTEND = "frontend"
 """The reserved role name of the frontend's replicas."""
+DRAIN_LEAST_S = 0.1
+"""The frontend's drain has an end, but no zero."""
 
 T = TypeVar("T", bound=Table)
 
@@ -49,9 +52,13 @@ class Frontend(Supervised):
     )
 
     def options(self) -> dict[str, Any]:
-        """Plain data for the frontend process, under the file's own keys; sizes in bytes."""
+        """Plain data for the frontend process: sizes in bytes, durations in seconds.
+
+        What it does with a SIGTERM that no `Drain` came before is a drain of the same length.
+        """
         keys = {"host", "port", "routing", "body_max_bytes", "requests_max", "retries"}
-        return self.model_dump(mode="json", by_alias=True, include=keys)
+        plain = self.model_dump(mode="json", by_alias=True, include=keys)
+        return plain | {"drain-timeout": max(self.stop.drain_s, DRAIN_LEAST_S)}
 
 
 class KvTransfer(Table):
@@ -90,6 +97,18 @@ class Topology(Supervised):
     kv_transfer: KvTransfer | None = Field(
         default=None, description="KV cache from prefill to decode."
     )
+    _source: Source = PrivateAttr(default_factory=Source)
+
+    @property
+    def source(self) -> Source:
+        """The file and the lines it was read from; no part of the value."""
+        return self._source
+
+    def located(self, source: Source) -> Self:
+        """Copy that knows where it was written."""
+        copy = self.model_copy()
+        copy._source = source  # noqa: SLF001
+        return copy
 
     @property
     def has_frontend(self) -> bool:

@@ -1,0 +1,75 @@
+"""Times that must agree with each other, wherever in the file each of them stands."""
+
+from collections.abc import Iterator
+
+from orchestrator.topology.complaints import Finding, Path
+from orchestrator.topology.policies import STOP_MARGIN_S, Supervised
+from orchestrator.topology.roles import EngineRole
+from orchestrator.topology.schema import Topology
+from orchestrator.topology.table import toml_key
+from orchestrator.topology.units import format_duration
+
+
+def consistent(written: Topology, whole: Topology) -> Iterator[Finding]:
+    """Check each table with its defaults filled in; blame the key that really stands there."""
+    places: list[tuple[Path, Supervised, Supervised]] = [
+        (("frontend",), written.frontend, whole.frontend)
+    ]
+    places += [(("roles", name), written.roles[name], whole.roles[name]) for name in whole.roles]
+    places += [
+        (("processes", name), written.processes[name], whole.processes[name])
+        for name in whole.processes
+    ]
+    for path, inner, effective in places:
+        yield from _stop(written, path, inner, effective)
+        yield from _restart(written, path, inner, effective)
+
+
+def _stop(
+    written: Topology, path: Path, inner: Supervised, effective: Supervised
+) -> Iterator[Finding]:
+    stop = effective.stop
+    may_be_vllm = isinstance(effective, EngineRole) and effective.engine != "sim"
+    margin_s = STOP_MARGIN_S if may_be_vllm else 0.0
+    least_s = stop.drain_s + margin_s
+    if stop.grace_s >= least_s:
+        return
+    grace = _where(written, path, inner, "stop", "grace_s")
+    drain = _where(written, path, inner, "stop", "drain_s")
+    why = "drain" if not margin_s else f"drain + {format_duration(margin_s)}"
+    wrong = f"grace {format_duration(stop.grace_s)} is less than {why}, so the kill comes too early"
+    right = f'write grace = "{format_duration(least_s)}" or more'
+    if margin_s:
+        right += ", or a shorter drain"
+    yield Finding(grace or drain or (*path, "stop"), wrong, right, _both(path, "stop"))
+
+
+def _restart(
+    written: Topology, path: Path, inner: Supervised, effective: Supervised
+) -> Iterator[Finding]:
+    restart = effective.restart
+    if restart.backoff_max_s >= restart.backoff_initial_s:
+        return
+    longest = _where(written, path, inner, "restart", "backoff_max_s")
+    first = _where(written, path, inner, "restart", "backoff_initial_s")
+    limit = format_duration(restart.backoff_max_s)
+    wrong = f"the first delay, {format_duration(restart.backoff_initial_s)}, is longer than "
+    wrong += f"backoff-max, {limit}"
+    right = f'write backoff-initial = "{limit}" or less'
+    where = longest or first or (*path, "restart")
+    yield Finding(where, wrong, right, _both(path, "restart"))
+
+
+def _where(
+    written: Topology, path: Path, inner: Supervised, table: str, attribute: str
+) -> Path | None:
+    """Find the key that decides: the inner table's, else the top level's, else none was written."""
+    for prefix, holder in ((path, inner), ((), written)):
+        if attribute in getattr(holder, table).model_fields_set:
+            return (*prefix, table, toml_key(attribute))
+    return None
+
+
+def _both(path: Path, table: str) -> tuple[Path, ...]:
+    """Both tables that the value may come from: a wrong key in either makes it guesswork."""
+    return ((*path, table), (table,), (*path, "engine"))

@@ -1,0 +1,132 @@
+"""Plain commands: readiness, order of starts, and ports that two of them would want."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from urllib.parse import urlsplit
+
+from orchestrator.topology.complaints import Finding, Path
+from orchestrator.topology.schema import FRONTEND, Topology
+
+
+def readiness(topology: Topology) -> Iterator[Finding]:
+    """One way of being ready, not two."""
+    for name, process in topology.processes.items():
+        if process.ready is None:
+            continue
+        probes = process.ready.probes
+        if len(probes) != 1:
+            wrong = " and ".join(probes) + " together" if probes else "nothing to look at"
+            right = "write one of http, tcp, exec and log" + ("" if probes else ", or no ready")
+            path = ("processes", name, "ready")
+            uses = tuple((*path, key) for key in ("http", "tcp", "exec", "log"))
+            yield Finding(path, wrong, right, uses)
+
+
+def oneshots(topology: Topology) -> Iterator[Finding]:
+    """Check that what runs once isn't kept running and has no probe: ready means ended."""
+    for name, process in topology.processes.items():
+        path: Path = ("processes", name)
+        if not process.oneshot:
+            continue
+        restart = process.restart
+        if "policy" in restart.model_fields_set and restart.policy == "always":
+            wrong = "a oneshot ends on purpose and would run again and again"
+            right = 'write policy = "on-failure", or leave it out'
+            yield Finding((*path, "restart", "policy"), wrong, right, ((*path, "oneshot"),))
+        if process.ready is not None:
+            wrong = "a oneshot is ready when it has ended with 0"
+            yield Finding((*path, "ready"), wrong, "leave it out", ((*path, "oneshot"),))
+
+
+def drains(topology: Topology) -> Iterator[Finding]:
+    """Refuse a drain: a plain command knows nothing of requests."""
+    for name, process in topology.processes.items():
+        if process.stop.drain_s and "drain_s" in process.stop.model_fields_set:
+            wrong = "a plain command can't be asked to drain"
+            right = "write grace, the time it has after SIGTERM"
+            yield Finding(("processes", name, "stop", "drain"), wrong, right)
+
+
+def dependencies(topology: Topology) -> Iterator[Finding]:
+    """Check that what is waited for exists."""
+    needs = _needs(topology)
+    known = [*topology.roles, *topology.processes]
+    if topology.has_frontend:
+        known.append(FRONTEND)
+    for path, names in needs.items():
+        for index, name in enumerate(names):
+            where: Path = (*path, "depends-on", index)
+            if name == path[1]:
+                yield Finding(where, "it would wait for itself", "leave it out")
+            elif name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                others = ", ".join(each for each in known if each != path[1]) or "none"
+                right = f"did you mean {close[0]}?" if close else f"there are: {others}"
+                wrong = f'nothing is called "{name}"'
+                # The name may be that of a table that was too wrong to be read.
+                uses: tuple[Path, ...] = (("roles", name), ("processes", name))
+                yield Finding(where, wrong, right, uses)
+
+
+def cycles(topology: Topology) -> Iterator[Finding]:
+    """Nobody waits for somebody who waits for them."""
+    needs = {str(path[1]): names for path, names in _needs(topology).items()}
+    tables = {str(path[1]): path for path in _needs(topology)}
+    reported: set[frozenset[str]] = set()
+    for start in needs:
+        cycle = _cycle(needs, start)
+        if len(cycle) < 2 or frozenset(cycle) in reported:
+            continue
+        reported.add(frozenset(cycle))
+        ring = " -> ".join([*cycle, start])
+        wrong = f"nothing in {ring} could ever start"
+        uses = tuple((*tables[name], "depends-on") for name in cycle)
+        yield Finding((*tables[start], "depends-on"), wrong, "take one of these out", uses)
+
+
+def ports(topology: Topology) -> Iterator[Finding]:
+    """Two programs can't listen on the same port of this machine."""
+    taken: dict[int, str] = {}
+    for who, path, port in _listeners(topology):
+        if port in taken:
+            wrong = f"port {port} is wanted by both {taken[port]} and {who}"
+            uses: tuple[Path, ...] = (("frontend", "port"),)
+            yield Finding(path, wrong, "give each a port of its own", uses)
+        taken.setdefault(port, who)
+
+
+def _needs(topology: Topology) -> dict[Path, tuple[str, ...]]:
+    needs: dict[Path, tuple[str, ...]] = {
+        ("roles", name): role.depends_on for name, role in topology.roles.items()
+    }
+    needs |= {("processes", name): each.depends_on for name, each in topology.processes.items()}
+    return needs
+
+
+def _cycle(needs: Mapping[str, tuple[str, ...]], start: str) -> list[str]:
+    """Find a shortest way from `start` through what it needs back to itself; empty if none."""
+    ways = [[start]]
+    seen: set[str] = set()
+    for way in ways:
+        for name in needs.get(way[-1], ()):
+            if name == start:
+                return way
+            if name not in seen:
+                seen.add(name)
+                ways.append([*way, name])
+    return []
+
+
+def _listeners(topology: Topology) -> Iterator[tuple[str, Path, int]]:
+    if topology.has_frontend:
+        yield FRONTEND, ("frontend", "port"), topology.frontend.port
+    for name, process in topology.processes.items():
+        ready = process.ready
+        if ready is None:
+            continue
+        if ready.tcp is not None:
+            yield name, ("processes", name, "ready", "tcp"), int(ready.tcp.rpartition(":")[2])
+        if ready.http is not None:
+            url = urlsplit(ready.http)
+            port = url.port or (443 if url.scheme == "https" else 80)
+            yield name, ("processes", name, "ready", "http"), port

@@ -1,0 +1,95 @@
+"""What the schema accepts and this version can't do yet: the one table of it.
+
+A file may be written today for what comes tomorrow; `validate` and `plan` take it. `up` and
+`smoke` refuse it with "not built yet", because a key that is silently ignored is a lie. Whoever
+builds a feature deletes its row.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from orchestrator.topology.complaints import Complaint, Finding, Path
+from orchestrator.topology.schema import Topology
+
+
+@dataclass(frozen=True)
+class Row:
+    """A feature, where a topology asks for it, and what to write meanwhile."""
+
+    feature: str
+    asked: Callable[[Topology], Iterator[Path]]
+    instead: str
+
+
+def _disaggregated(topology: Topology) -> Iterator[Path]:
+    for name, role in topology.roles.items():
+        if role.kind != "aggregated":
+            yield ("roles", name, "kind")
+
+
+def _kv_transfer(topology: Topology) -> Iterator[Path]:
+    if topology.kv_transfer is not None:
+        yield ("kv-transfer",)
+
+
+def _gangs(topology: Topology) -> Iterator[Path]:
+    for name, role in topology.roles.items():
+        if role.data_parallel > 1:
+            yield ("roles", name, "data-parallel")
+
+
+def _expert_parallel(topology: Topology) -> Iterator[Path]:
+    for name, role in topology.roles.items():
+        if role.expert_parallel:
+            yield ("roles", name, "expert-parallel")
+
+
+def _routing(topology: Topology) -> Iterator[Path]:
+    if topology.frontend.routing in ("prefix", "kv"):
+        yield ("frontend", "routing")
+
+
+def _fractions(topology: Topology) -> Iterator[Path]:
+    for name, role in topology.roles.items():
+        if isinstance(role.gpus, float):
+            yield ("roles", name, "gpus")
+    for name, process in topology.processes.items():
+        if isinstance(process.gpus, float):
+            yield ("processes", name, "gpus")
+
+
+def _interpreters(topology: Topology) -> Iterator[Path]:
+    if topology.python is not None:
+        yield ("python",)
+        return
+    for name, role in topology.roles.items():
+        if role.python is not None:
+            yield ("roles", name, "python")
+
+
+def _readiness(topology: Topology) -> Iterator[Path]:
+    for name, process in topology.processes.items():
+        for probe in process.ready.probes if process.ready else ():
+            yield ("processes", name, "ready", probe)
+
+
+ROWS = (
+    Row("prefill and decode roles", _disaggregated, 'write kind = "aggregated"'),
+    Row("KV transfer", _kv_transfer, "leave the table out"),
+    Row("gangs of data-parallel ranks", _gangs, "write replicas instead of data-parallel"),
+    Row("expert parallelism", _expert_parallel, "leave it out"),
+    Row("this routing", _routing, 'write routing = "least-loaded"'),
+    Row("sharing a GPU", _fractions, "write a whole number of GPUs"),
+    Row("workers in another interpreter", _interpreters, "install vLLM beside dynorch"),
+    Row("readiness of plain commands", _readiness, "leave ready out: ready once started"),
+)
+
+
+def not_built(topology: Topology) -> list[Complaint]:
+    """Everything in the topology that can't be run yet, in the order of the file."""
+    complaints = [
+        topology.source.complaint(Finding(path, f"{row.feature}: not built yet", row.instead))
+        for row in ROWS
+        for path in row.asked(topology)
+    ]
+    return sorted(complaints, key=lambda each: each.line)
