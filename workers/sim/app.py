@@ -127,7 +127,7 @@ class App:
     def _count(self, request: Request) -> None:
         """Tell the faults of a client's request; the canary is none."""
         if MARK[0] not in request.headers:
-            self._faults.on_request()
+            self._faults.on_request(self._stepper.tokens)
 
     def _model(self, name: str | None) -> str:
         """Find the model; without a name it is the first, as with vLLM."""

@@ -27,7 +27,6 @@ class SimEngine:
         self._names = config.served_names or [config.model]
         self._stepper: Stepper | None = None
         self._dead = asyncio.Event()
-        self._canary_tokens = 1
 
     async def start(self, report: Report) -> AsgiApp:
         """Load nothing, for as long as the options say."""
@@ -35,8 +34,7 @@ class SimEngine:
         if not all(self._names):
             raise EngineConfigError("the simulator needs a model name")
         faults = Faults(options.faults, self._config.life, self._die, self._freeze)
-        # The canary's token is no client's.
-        stepper = Stepper(options, lambda total: faults.on_tokens(total - self._canary_tokens))
+        stepper = Stepper(options, faults.on_tokens)
         self._stepper = stepper
         await faults.on_start()
         for step in range(LOADING_STEPS if options.startup else 0):
@@ -52,7 +50,7 @@ class SimEngine:
 
     def canary(self) -> Canary:
         """Ask for one token."""
-        body = {"model": self._names[0], "prompt": "ping", "max_tokens": self._canary_tokens}
+        body = {"model": self._names[0], "prompt": "ping", "max_tokens": 1}
         return Canary("/v1/completions", json.dumps(body).encode())
 
     async def wait_dead(self) -> Death:

@@ -32,6 +32,7 @@ class Faults:
         incarnation = LifeId.parse(life).incarnation
         self._pending = [f for f in faults if f.times is None or incarnation <= f.times]
         self._requests = 0
+        self._tokens_before = 0
         self._die = die
         self._freeze = freeze
         self._kept: list[object] = []
@@ -56,17 +57,22 @@ class Faults:
                     await asyncio.sleep(fault.seconds)
                 self._strike(fault)
 
-    def on_request(self) -> None:
-        """Count a request, before it is looked at."""
+    def on_request(self, total: int) -> None:
+        """Count a client's request, before it is looked at; `total` tokens until now."""
+        if not self._requests:
+            # What came before was the canary's.
+            self._tokens_before = total
         self._requests += 1
         for fault in list(self._pending):
             if fault.after_requests is not None and self._requests >= fault.after_requests:
                 self._strike(fault)
 
     def on_tokens(self, total: int) -> None:
-        """Note how many tokens clients have been given."""
+        """Note how many tokens were generated; the clients' are counted."""
+        if not self._requests:
+            return
         for fault in list(self._pending):
-            if fault.after_tokens is not None and total >= fault.after_tokens:
+            if fault.after_tokens is not None and total - self._tokens_before >= fault.after_tokens:
                 self._strike(fault)
 
     def _strike(self, fault: Fault) -> None:

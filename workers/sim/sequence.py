@@ -55,7 +55,7 @@ class Sequence:
         assert self.finish is None
         state, limits = self._state, self.limits
         self.generated += 1
-        may_end = self.generated > limits.min_tokens
+        may_end = self.generated >= limits.min_tokens
         if limits.ends_itself and may_end and tokens.wants_to_end(state):
             self.finish = "stop"
             return Delta(self.index, tokens.EOS, self._show(), "stop", None, state)

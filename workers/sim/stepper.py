@@ -50,9 +50,9 @@ class Sink:
         while not (self._deltas or self._closed or self._death):
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        if self._death:
-            raise EngineDeadError(self._death)
         taken, self._deltas = self._deltas, []
+        if self._death and not taken:
+            raise EngineDeadError(self._death)
         return [] if self._closed else taken
 
     def _wake(self) -> None:
