@@ -101,9 +101,14 @@ class LogPane(Scroll):
     def _fill(self) -> None:
         self.clear()
         self._at_end = True
-        self.border_title = f"log {self._path}" if self._path else "log: none here"
+        self.border_title = f"log {self._short_path()}" if self._path else "log: none here"
         self._tail = self._source.log_tail(self._path, LOG_LINES_AT_FIRST) if self._path else None
         self.catch_up()
+
+    def _short_path(self) -> str:
+        """Cut the path from the left: its end tells the worker."""
+        room = max(self.size.width - 8, 20)
+        return self._path if len(self._path) <= room else f"…{self._path[1 - room :]}"
 
 
 class EventPane(Scroll):
