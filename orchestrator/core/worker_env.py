@@ -100,6 +100,16 @@ def worker_env(
     return dict(sorted(env.items()))
 
 
+def zygote_env(base: Mapping[str, str], profile: str) -> dict[str, str]:
+    """What a zygote runs with: some libraries read settings when they are imported.
+
+    `profile` is "vllm" or "bare". Each worker gets its own environment after the fork.
+    """
+    engine = "vllm" if profile == "vllm" else ""
+    env = {name: value for name, value in base.items() if _inherited(name, engine)}
+    return env | VLLM_DEFAULTS if engine else env
+
+
 def masked(env: Mapping[str, str]) -> dict[str, str]:
     """Copy for people's eyes: values whose names smell of a secret are hidden."""
     return {name: "***" if _SECRET.search(name) else value for name, value in env.items()}

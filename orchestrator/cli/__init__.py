@@ -1,0 +1,1 @@
+"""Verbs: arguments in, text out. Nothing is decided here."""

@@ -1,0 +1,99 @@
+"""Where the verbs look: the run and the state directory, and what they tell without a daemon."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from orchestrator import __version__
+from orchestrator.cli.main import fail
+from orchestrator.host.journal import Journal
+from orchestrator.host.rundir import (
+    DirectoryError,
+    FoundLife,
+    RunDir,
+    StateDir,
+    default_run_dir,
+    default_state_dir,
+)
+from orchestrator.wire.snapshot import (
+    DaemonStatus,
+    ReplicaStatus,
+    RoleStatus,
+    Snapshot,
+    TopologyStatus,
+    WorkerStatus,
+)
+
+
+class Dirs(NamedTuple):
+    """Both directories of this user, or as the environment says."""
+
+    run: Path
+    state: Path
+
+    def living(self) -> list[FoundLife]:
+        """Lives whose shim runs."""
+        return [life for life in RunDir(self.run).scan() if life.alive]
+
+    def leftovers(self, topologies: Iterable[str] | None = None) -> list[str]:
+        """What still runs of these topologies (None: of all), as life ids with their pid."""
+        return [
+            f"{life.life} (pid {life.record.main.pid if life.record.main else '?'})"
+            for life in self.living()
+            if topologies is None or life.life.of.topology in topologies
+        ]
+
+    def journal_lines(self, count: int) -> list[bytes]:
+        """The journal's last lines."""
+        return Journal(StateDir(self.state).journal).last(count)
+
+    def remains(self) -> Snapshot:
+        """A snapshot without a daemon: what the shims' files say still runs."""
+        grouped: dict[str, dict[str, list[ReplicaStatus]]] = {}
+        for life in self.living():
+            roles = grouped.setdefault(life.life.of.topology, {})
+            roles.setdefault(life.life.of.role, []).append(_remaining(life))
+        topologies = [
+            TopologyStatus(
+                name=name,
+                health="unsupervised",
+                reason="the daemon is gone; what runs goes on, and `dynorch up` takes it over",
+                roles=[
+                    RoleStatus(name=role, kind="unknown", replicas=replicas)
+                    for role, replicas in roles.items()
+                ],
+            )
+            for name, roles in grouped.items()
+        ]
+        daemon = DaemonStatus(
+            pid=None, version=__version__, run_dir=str(self.run), state_dir=str(self.state)
+        )
+        return Snapshot(daemon=daemon, topologies=topologies)
+
+
+def _remaining(life: FoundLife) -> ReplicaStatus:
+    main = life.record.main
+    worker = WorkerStatus(id=str(life.life), pid=main.pid if main else None, log=life.record.log)
+    return ReplicaStatus(
+        index=life.life.of.replica,
+        phase="running",
+        want="up",
+        incarnation=life.life.incarnation,
+        workers=[worker],
+    )
+
+
+def dirs(*, create: bool = False) -> Dirs:
+    """Find both directories; `create` makes them, or exits with the reason."""
+    run_dir, state_dir = (
+        RunDir(default_run_dir(os.environ)),
+        StateDir(default_state_dir(os.environ)),
+    )
+    if create:
+        try:
+            run_dir.create()
+            state_dir.create()
+        except DirectoryError as error:
+            fail(str(error))
+    return Dirs(run_dir.root, state_dir.root)

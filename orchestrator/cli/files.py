@@ -1,0 +1,96 @@
+"""Verbs that only read a file: `validate`, `plan`, `schema`. They need no daemon and no GPU."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrator.cli.main import INVALID, fail
+from orchestrator.topology.load import Invalid, load, referenced_variables
+from orchestrator.topology.schema import Topology
+
+
+def variables_of(text: str) -> dict[str, str]:
+    """The values that this environment has for the variables that a file names."""
+    return {name: os.environ[name] for name in referenced_variables(text) if name in os.environ}
+
+
+def read(file: Path) -> Topology:
+    """Load a topology, or print every complaint and exit with 2."""
+    try:
+        return load(file, os.environ)
+    except Invalid as invalid:
+        complaints = invalid.complaints
+        for complaint in complaints:
+            print(complaint, file=sys.stderr)
+        number = len(complaints)
+        fail(f"{file}: {number} mistake{'s' * (number != 1)}; nothing was started", INVALID)
+
+
+def validate(file: Path) -> int:
+    """Check a file; say what was understood."""
+    from orchestrator.topology.not_built import not_built
+
+    topology = read(file)
+    roles = ", ".join(
+        f"{name} ({role.kind}, {role.replicas})" for name, role in topology.roles.items()
+    )
+    parts = [f"roles: {roles}"] if roles else []
+    if topology.processes:
+        parts.append("processes: " + ", ".join(topology.processes))
+    print(f"{file}: valid; {topology.name}; {'; '.join(parts)}")
+    for missing in not_built(topology):
+        print(f"note: {missing}")
+    return 0
+
+
+def plan(file: Path, engine: str, gpus: str | None, *, as_json: bool) -> int:
+    """Print what would run where."""
+    from orchestrator.core.inventory import Inventory
+    from orchestrator.core.placement import place
+    from orchestrator.core.plan import build_plan
+    from orchestrator.views.plan_text import plan_text
+
+    topology = read(file)
+    try:
+        inventory = Inventory.declared(gpus) if gpus else _machine()
+    except ValueError as error:
+        fail(f"--gpus: {error}", INVALID)
+    placements = place(topology, inventory, engine_choice(engine))
+    if isinstance(placements, list):
+        fail("\n".join(f"{topology.name}/{refusal}" for refusal in placements))
+    planned = build_plan(topology, placements)
+    if as_json:
+        print(json.dumps(msgspec.to_builtins(planned, str_keys=True), indent=2))
+    else:
+        sys.stdout.write(plan_text(planned))
+    return 0
+
+
+def engine_choice(engine: str) -> Any:
+    """Check what `--engine` says."""
+    if engine not in {"auto", "vllm", "sim"}:
+        fail(f"--engine: {engine!r} is no engine; auto, vllm or sim", INVALID)
+    return engine
+
+
+def _machine() -> Any:
+    from orchestrator.daemon.machine import machine
+
+    return machine()
+
+
+def schema(output: Path | None) -> int:
+    """Print or write the JSON Schema."""
+    from orchestrator.topology.json_schema import json_schema
+
+    text = json.dumps(json_schema(), indent=2) + "\n"
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        output.write_text(text, encoding="utf-8")
+        print(f"wrote {output}; put `#:schema {output}` in the first line of a topology")
+    return 0

@@ -1,0 +1,128 @@
+"""Following a topology on its way up or down, until it is there.
+
+The daemon is asked for a snapshot whenever an event says that something changed, and otherwise
+twice a second for the counters that have no events. Ctrl-C and SIGTERM are the same to a verb: the
+first asks for an orderly end, the second for a quick one.
+"""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+from orchestrator.daemon.client import Client, NoDaemonError, Subscription, decode_data
+from orchestrator.views.banner import find
+from orchestrator.views.progress import Progress
+from orchestrator.wire.events import Event
+from orchestrator.wire.snapshot import ReplicaStatus, Snapshot, TopologyStatus
+
+LOOK_S = 0.5
+IDLE_S = 5.0
+SETTLE_S = 0.05
+"""After an event, the rest of the same change follows at once: wait for it before asking."""
+BURST_MAX = 10
+"""But no longer than this many: in a storm of events the display must go on."""
+
+IN_MOTION = frozenset({"waiting", "starting", "draining", "stopping"})
+
+
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Follower:
+    """Watches one topology through the daemon."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self._client = client
+        self._name = name
+        self._subscription: Subscription = client.subscribe()
+        self.progress = Progress(name, sys.stdout)
+        self.last = self.look()
+
+    def look(self) -> Snapshot:
+        """Ask once. Raises NoDaemonError when the daemon is gone."""
+        snapshot: Snapshot = decode_data(self._client.call("status"), Snapshot)
+        self.last = snapshot
+        return snapshot
+
+    def next(self) -> TopologyStatus | None:
+        """Wait for a change or for LOOK_S; None when the topology isn't there any more."""
+        if self._subscription.next(LOOK_S) is not None:
+            for _ in range(BURST_MAX):
+                if self._subscription.next(SETTLE_S) is None:
+                    break
+        snapshot = self.look()
+        self.progress.show(snapshot)
+        return self.present(snapshot)
+
+    def event(self) -> Event | None:
+        """Wait for the next event, without an end but the daemon's; then look."""
+        event = self._subscription.next(IDLE_S)
+        self.look()
+        return event
+
+    def present(self, snapshot: Snapshot) -> TopologyStatus | None:
+        """The topology in a snapshot, None when it isn't in it."""
+        known = any(topology.name == self._name for topology in snapshot.topologies)
+        return find(snapshot, self._name) if known else None
+
+    def until_settled(self) -> TopologyStatus | None:
+        """Wait until it answers, or until nothing moves and it doesn't."""
+        self.progress.show(self.last)
+        while True:
+            topology = self.next()
+            if topology is None or topology.health in {"ready", "failed"}:
+                return topology
+            if topology.health in {"degraded", "stopped"} and not moving(topology):
+                return topology
+
+    def until_done(self, replicas: frozenset[str], verb: str) -> TopologyStatus | None:
+        """Wait until each of these replicas is where a start, stop or restart leads."""
+        lives = {name: replica.incarnation for name, replica in named(self.last).items()}
+        goals = {"stopped", "failed"} if verb == "stop" else {"ready", "completed", "failed"}
+        while True:
+            topology = self.next()
+            now = named(self.last)
+            done = topology is None or all(
+                now[name].phase in goals
+                and (verb != "restart" or now[name].incarnation > lives[name])
+                for name in replicas
+            )
+            if done and (topology is None or topology.health != "starting"):
+                return topology
+
+    def until_gone(self) -> None:
+        """Wait until it is down; the daemon leaving with its last topology counts."""
+        with contextlib.suppress(NoDaemonError):
+            self.progress.show(self.last)
+            while self.next() is not None:
+                pass
+
+
+def named(snapshot: Snapshot) -> dict[str, ReplicaStatus]:
+    """Every replica by its id."""
+    return {
+        f"{topology.name}/{role.name}-{replica.index}": replica
+        for topology in snapshot.topologies
+        for role in topology.supervised
+        for replica in role.replicas
+    }
+
+
+def moving(topology: TopologyStatus) -> bool:
+    """Whether anything is still on its way somewhere."""
+    return any(
+        replica.phase in IN_MOTION for role in topology.supervised for replica in role.replicas
+    )

@@ -1,0 +1,182 @@
+"""Verbs that change something and then watch it happen: `up`, `down`, `restart`, `start`, `stop`."""
+
+import os
+import sys
+from pathlib import Path
+
+from orchestrator.cli.dirs import Dirs, dirs
+from orchestrator.cli.files import engine_choice, read, variables_of
+from orchestrator.cli.follow import Follower, moving, sigterm_interrupts
+from orchestrator.cli.logs import tail
+from orchestrator.cli.main import INTERRUPTED, NO_DAEMON, fail
+from orchestrator.daemon.client import Client, NoDaemonError, call_or_start
+from orchestrator.views.banner import trouble, up_banner
+from orchestrator.views.event_line import event_line
+from orchestrator.views.ink import Line, Pen
+from orchestrator.wire.messages import Reply
+from orchestrator.wire.snapshot import TopologyStatus
+
+TAIL_LINES = 10
+ORDER_S = 3600.0
+
+
+def show(lines: list[Line]) -> None:
+    """Print lines in the terminal's way."""
+    sys.stdout.write(Pen.of(sys.stdout).draw(lines))
+    sys.stdout.flush()
+
+
+def checked(reply: Reply) -> Reply:
+    """Exit with the daemon's words if it refused."""
+    if reply.code:
+        fail(reply.text, reply.code)
+    return reply
+
+
+def up(file: Path, engine: str, *, detach: bool) -> int:
+    """Serve a topology until it answers (`detach`) or until Ctrl-C."""
+    topology = read(file)
+    here = dirs(create=True)
+    arguments = {
+        "file": str(file.absolute()),
+        "variables": variables_of(file.read_text(encoding="utf-8")),
+        "engine": engine_choice(engine),
+        "watch_pid": 0 if detach else os.getpid(),
+    }
+    with Client(here.run) as client, sigterm_interrupts():
+        try:
+            checked(call_or_start(client, here.run, here.state, "up", **arguments))
+        except RuntimeError as error:
+            fail(str(error))
+        follower = Follower(client, topology.name)
+        try:
+            return _stay(follower, topology.name, detach=detach)
+        except KeyboardInterrupt:
+            if detach:
+                print(f"\nstill starting; `dynorch down {topology.name}` stops it")
+                return INTERRUPTED
+            return _end(client, here, topology.name)
+        except NoDaemonError:
+            fail(
+                "the daemon is gone; its workers still run: `dynorch status`, and the next "
+                "`dynorch up` takes them over",
+                NO_DAEMON,
+            )
+
+
+def _stay(follower: Follower, name: str, *, detach: bool) -> int:
+    settled = follower.until_settled()
+    if settled is None:
+        fail(f"{name} was taken down while it started")
+    if settled.health != "ready":
+        show(trouble(settled, _last_lines(settled)))
+        if detach:
+            return 1
+        raise_for_down = settled.health == "failed"
+        if raise_for_down:
+            _quiet_down(follower, name)
+            return 1
+    else:
+        show(up_banner(follower.last, name, foreground=not detach))
+    if detach:
+        return 0
+    return _watch(follower, name)
+
+
+def _watch(follower: Follower, name: str) -> int:
+    """Stay in the foreground and say what happens."""
+    while True:
+        event = follower.event()
+        if event is not None and event.reason and event.what == "phase-changed":
+            follower.progress.note(event_line(event))
+        topology = follower.present(follower.last)
+        if topology is None:
+            print(f"{name} was taken down")
+            return 0
+        if topology.health == "failed" and not moving(topology):
+            show(trouble(topology, _last_lines(topology)))
+            _quiet_down(follower, name)
+            return 1
+
+
+def _quiet_down(follower: Follower, name: str) -> None:
+    follower.client.call("down", topology=name, now=False)
+    follower.until_gone()
+
+
+def _last_lines(topology: TopologyStatus) -> list[str]:
+    """The end of the log of the first replica that has failed."""
+    for role in topology.supervised:
+        for replica in role.replicas:
+            if replica.phase == "failed" and replica.workers and replica.workers[0].log:
+                data = tail(Path(replica.workers[0].log), TAIL_LINES)
+                return data.decode(errors="replace").splitlines()
+    return []
+
+
+def _end(client: Client, here: Dirs, name: str | None) -> int:
+    """Go down in order after a first Ctrl-C, at once after a second; verify; exit 130."""
+    print(f"\nstopping {name or 'everything'} (Ctrl-C again to kill)")
+    now = False
+    while True:
+        try:
+            down(name, now=now, client=client, here=here)
+        except KeyboardInterrupt:
+            now = True
+            print("\nkilling")
+        else:
+            return INTERRUPTED
+
+
+def down(
+    name: str | None, *, now: bool, client: Client | None = None, here: Dirs | None = None
+) -> int:
+    """Take a topology, or all, down; return when nothing of it is left."""
+    here = here or dirs()
+    if client is None:
+        with Client(here.run) as fresh:
+            return down(name, now=now, client=fresh, here=here)
+    try:
+        reply = client.call("down", topology=name, now=now)
+    except NoDaemonError:
+        if not here.leftovers():
+            fail("no daemon runs, and nothing is left to stop", NO_DAEMON)
+        print("no daemon runs; starting one to stop what it left")
+        reply = call_or_start(client, here.run, here.state, "down", topology=name, now=now)
+    names: list[str] = checked(reply).data["topologies"]
+    for each in names:
+        try:
+            Follower(client, each).until_gone()
+        except NoDaemonError:
+            break  # it went with its last topology
+    left = here.leftovers(names)
+    if left:
+        fail(f"still there: {', '.join(left)}")
+    print(f"{', '.join(names) or 'nothing was up'}: down, nothing left")
+    return 0
+
+
+def order(verb: str, target: str) -> int:
+    """Ask for a restart, start or stop, and wait until it has happened."""
+    here = dirs()
+    with Client(here.run) as client:
+        try:
+            before = Follower(client, target.partition("/")[0])
+            reply = checked(client.call(verb, target=target))
+            replicas = frozenset(reply.data["replicas"])
+            topology = before.until_done(replicas, verb)
+        except NoDaemonError:
+            fail("no daemon runs", NO_DAEMON)
+        if topology is None:
+            fail(f"{target} is gone")
+        bad = [
+            f"{topology.name}/{role.name}-{replica.index} {replica.phase}: {replica.reason}"
+            for role in topology.supervised
+            for replica in role.replicas
+            if f"{topology.name}/{role.name}-{replica.index}" in replicas
+            and (replica.phase != "stopped" if verb == "stop" else replica.phase == "failed")
+        ]
+        if bad:
+            fail("\n".join(bad))
+        print(f"{verb}: {', '.join(sorted(replicas))}")
+        return 0

@@ -1,0 +1,259 @@
+"""The command line's entry: every verb, and what becomes of errors.
+
+Verbs are thin: they turn arguments into a question for the daemon and its answer into text. What
+they need is imported inside each, because `status` has 300 ms and most of that is importing.
+
+Exit status: 0 done; 1 it failed (the reason is the last line); 2 usage or an invalid topology;
+3 no daemon; 130 interrupted.
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from orchestrator import __version__
+
+INVALID = 2
+NO_DAEMON = 3
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="dynorch",
+    help="One TOML file describes an LLM serving deployment on this machine: dynorch places it, "
+    "starts it, watches it, explains and restarts what fails.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The topology, a TOML file.")]
+Engine = Annotated[
+    str, typer.Option(help="auto | vllm | sim: overrides what the topology says.", metavar="NAME")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Target = Annotated[
+    str, typer.Argument(help="A topology, or `topology/role`, or a replica (`topology/role-0`).")
+]
+
+
+def fail(text: str, code: int = 1) -> NoReturn:
+    """Print why, as the last line, and exit."""
+    print(text, file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"dynorch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version_: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where the daemon lives.", envvar="DYNORCH_RUN_DIR", show_default=False),
+    ] = None,
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(help="Logs and journal.", envvar="DYNORCH_STATE_DIR", show_default=False),
+    ] = None,
+) -> None:
+    """Options of every verb; they reach the daemon and its children as environment."""
+    if run_dir is not None:
+        os.environ["DYNORCH_RUN_DIR"] = str(run_dir.absolute())
+    if state_dir is not None:
+        os.environ["DYNORCH_STATE_DIR"] = str(state_dir.absolute())
+
+
+@app.command()
+def up(
+    file: File,
+    detach: Annotated[
+        bool, typer.Option("-d", "--detach", help="Return when it answers, instead of staying.")
+    ] = False,
+    engine: Engine = "auto",
+) -> None:
+    """Serve a topology: validate, place, start; ready means answering. Ctrl-C stops it."""
+    from orchestrator.cli import lifecycle
+
+    raise typer.Exit(lifecycle.up(file, engine, detach=detach))
+
+
+@app.command()
+def down(
+    name: Annotated[str | None, typer.Argument(help="The topology; all of them if absent.")] = None,
+    now: Annotated[bool, typer.Option("--now", help="Kill instead of draining.")] = False,
+) -> None:
+    """Drain, stop, and verify that nothing is left."""
+    from orchestrator.cli import lifecycle
+
+    raise typer.Exit(lifecycle.down(name, now=now))
+
+
+@app.command()
+def status(json: AsJson = False) -> None:
+    """What runs, what doesn't, and why. Starts no daemon; exit 3 when there is none."""
+    from orchestrator.cli import look
+
+    raise typer.Exit(look.status(as_json=json))
+
+
+@app.command()
+def top() -> None:
+    """Watch it live: phases, reasons, restarts, logs."""
+    from orchestrator.cli import look
+
+    raise typer.Exit(look.top())
+
+
+@app.command()
+def logs(
+    target: Annotated[
+        str | None, typer.Argument(help="Topology, role, replica or worker; all if absent.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as lines come.")] = False,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="Lines from the end.")] = 50,
+) -> None:
+    """Show workers' logs, prefixed with the worker when there are several."""
+    from orchestrator.cli import look
+
+    raise typer.Exit(look.logs(target, follow=follow, lines=lines))
+
+
+@app.command()
+def events(
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as they come.")] = False,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="How many.")] = 50,
+    json: AsJson = False,
+) -> None:
+    """Show what happened and why: the journal."""
+    from orchestrator.cli import look
+
+    raise typer.Exit(look.events(follow=follow, lines=lines, as_json=json))
+
+
+@app.command()
+def restart(target: Target) -> None:
+    """Drain, stop and start again, with a new incarnation."""
+    from orchestrator.cli import lifecycle
+
+    raise typer.Exit(lifecycle.order("restart", target))
+
+
+@app.command()
+def start(target: Target) -> None:
+    """Start what is stopped or has failed; forgives its past failures."""
+    from orchestrator.cli import lifecycle
+
+    raise typer.Exit(lifecycle.order("start", target))
+
+
+@app.command()
+def stop(target: Target) -> None:
+    """Stop a part of a topology and keep it stopped."""
+    from orchestrator.cli import lifecycle
+
+    raise typer.Exit(lifecycle.order("stop", target))
+
+
+@app.command()
+def validate(file: File) -> None:
+    """Check a topology and print every complaint with its line. Starts nothing."""
+    from orchestrator.cli import files
+
+    raise typer.Exit(files.validate(file))
+
+
+@app.command()
+def plan(
+    file: File,
+    engine: Engine = "auto",
+    gpus: Annotated[
+        str | None, typer.Option(help="Plan for these instead of this machine's: 8xH100.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Show what would run where: argv, environment, GPUs, ports. Starts nothing."""
+    from orchestrator.cli import files
+
+    raise typer.Exit(files.plan(file, engine, gpus, as_json=json))
+
+
+@app.command()
+def schema(
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write to this file.")
+    ] = None,
+) -> None:
+    """Print the topology's JSON Schema, for editors."""
+    from orchestrator.cli import files
+
+    raise typer.Exit(files.schema(output))
+
+
+@app.command()
+def smoke(file: File, engine: Engine = "auto") -> None:
+    """For CI: up, real requests, down, and prove that nothing is left."""
+    from orchestrator.cli import smoke as smoke_
+
+    raise typer.Exit(smoke_.smoke(file, engine))
+
+
+@app.command()
+def daemon(
+    on_demand: Annotated[bool, typer.Option(hidden=True)] = False,
+    ready_fd: Annotated[int, typer.Option(hidden=True)] = -1,
+) -> None:
+    """Run the daemon in the foreground. `up` starts one by itself when there is none."""
+    from orchestrator.daemon.main import run
+
+    raise typer.Exit(run(on_demand=on_demand, ready_fd=ready_fd))
+
+
+def _not_built(name: str, what: str) -> None:
+    @app.command(name, help=f"{what} (not built yet)",
+                 context_settings={"ignore_unknown_options": True})  # fmt: skip
+    def verb(_args: Annotated[list[str] | None, typer.Argument(hidden=True)] = None) -> None:
+        fail(f"`dynorch {name}` is not built yet", INVALID)
+
+
+for _name, _what in {
+    "drain": "Stop routing to a part and let it finish.",
+    "scale": "Change a role's replicas.",
+    "doctor": "Check driver, CUDA, vLLM, /dev/shm, ports, limits.",
+    "init": "Write a topology.",
+    "export": "Render a systemd unit and other formats.",
+    "engine": "Sleep, wake, LoRA, profile.",
+}.items():
+    _not_built(_name, _what)
+
+
+def main() -> None:
+    """Run a verb. What nobody foresaw becomes one line too; DYNORCH_DEBUG=1 shows where."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `dynorch logs | head` is no failure
+        sys.exit(0)
+    except Exception as error:  # noqa: BLE001  the entry: one clear line beats a traceback
+        if os.environ.get("DYNORCH_DEBUG"):
+            traceback.print_exc()
+        print(f"{type(error).__name__}: {error} (a bug in dynorch; DYNORCH_DEBUG=1 shows more)",
+              file=sys.stderr)  # fmt: skip
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The loop that feeds the pure core and performs what it decides; and the way to talk to it."""

@@ -1,0 +1,160 @@
+"""How a verb talks to the daemon, and how the daemon comes to be.
+
+Plain blocking sockets: a verb is one question and one answer, or a stream of events. Whether a
+daemon lives is asked of its lock file, never guessed from a timeout, so `status` can say "gone"
+at once, and a hung daemon is told apart from an absent one.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import zmq
+
+from orchestrator.host.lock import holder
+from orchestrator.wire import events, messages
+from orchestrator.wire.sockets import Context, make_socket
+
+START_S = 30.0
+ANSWER_S = 10.0
+
+
+class NoDaemonError(Exception):
+    """No daemon holds this run directory's lock."""
+
+
+class DaemonSilentError(Exception):
+    """The daemon holds its lock and doesn't answer."""
+
+
+def daemon_pid(run_dir: Path) -> int | None:
+    """The pid of the daemon of this run directory, or None when there is none."""
+    return holder(run_dir / "daemon.lock")
+
+
+class Client:
+    """One connection to the daemon of a run directory. Use as a context manager."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._context: Context = zmq.Context()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._context.destroy(linger=0)
+
+    def call(self, name: str, timeout_s: float = ANSWER_S, **args: Any) -> messages.Reply:
+        """Ask one verb and wait for its answer.
+
+        Raises NoDaemonError, or DaemonSilentError after `timeout_s` seconds.
+        """
+        pid = daemon_pid(self._run_dir)
+        if pid is None:
+            raise NoDaemonError
+        socket = make_socket(self._context, zmq.DEALER)
+        try:
+            socket.connect(f"ipc://{self._run_dir}/control.sock")
+            socket.send(messages.encode(messages.Verb(name, args)))
+            if not socket.poll(round(timeout_s * 1000)):
+                raise DaemonSilentError(
+                    f"the daemon (pid {pid}) did not answer `{name}` within {timeout_s:g} s"
+                )
+            return messages.decode_reply(socket.recv())
+        finally:
+            socket.close()
+
+    def subscribe(self, topic: bytes = events.TOPIC) -> "Subscription":
+        """Listen to the event stream from now on."""
+        socket = make_socket(self._context, zmq.SUB)
+        socket.subscribe(topic)
+        socket.connect(f"ipc://{self._run_dir}/events.sock")
+        return Subscription(socket)
+
+
+class Subscription:
+    """Events as they come; what overflows the socket's high-water mark stays in the journal."""
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self.socket = socket
+
+    def next(self, timeout_s: float) -> events.Event | None:
+        """The next event, or None after `timeout_s` seconds."""
+        if not self.socket.poll(round(timeout_s * 1000)):
+            return None
+        _, payload = self.socket.recv_multipart()
+        return events.decode(payload)
+
+    def pending(self) -> Iterator[events.Event]:
+        """What is here already."""
+        while (event := self.next(0)) is not None:
+            yield event
+
+
+def spawn_daemon(run_dir: Path, state_dir: Path) -> None:
+    """Start a daemon in the background and wait until it answers, fails, or START_S is over.
+
+    It says over an inherited pipe when it listens, so there is nothing to poll. Raises
+    RuntimeError with the daemon's own last line.
+    """
+    log_path = state_dir / "logs" / "daemon.log"
+    log_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    ours, theirs = os.pipe()
+    os.set_inheritable(theirs, True)
+    argv = [sys.executable, "-m", "orchestrator.cli.main", "daemon",
+            "--on-demand", "--ready-fd", str(theirs)]  # fmt: skip
+    environ = dict(os.environ, DYNORCH_RUN_DIR=str(run_dir), DYNORCH_STATE_DIR=str(state_dir))
+    environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    actions = [(os.POSIX_SPAWN_DUP2, null, 0),
+               (os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)]  # fmt: skip
+    os.posix_spawn(sys.executable, argv, environ, file_actions=actions, setsid=True)
+    for handle in (theirs, null, log):
+        os.close(handle)
+    try:
+        said = _read_until_closed(ours, START_S)
+    finally:
+        os.close(ours)
+    if said != "ready":
+        raise RuntimeError(said or f"the daemon did not start; see {log_path}")
+
+
+def _read_until_closed(handle: int, within_s: float) -> str:
+    poller = zmq.Poller()
+    poller.register(handle, zmq.POLLIN)
+    said = b""
+    while poller.poll(round(within_s * 1000)):
+        data = os.read(handle, 4096)
+        if not data:
+            break
+        said += data
+    return said.decode(errors="replace").strip()
+
+
+def call_or_start(
+    client: Client, run_dir: Path, state_dir: Path, name: str, **args: Any
+) -> messages.Reply:
+    """Ask a verb of the daemon, starting one first if there is none."""
+    try:
+        return client.call(name, **args)
+    except NoDaemonError:
+        spawn_daemon(run_dir, state_dir)
+        return client.call(name, **args)
+
+
+def decode_data(reply: messages.Reply, kind: type[Any]) -> Any:
+    """A reply's `data` as a struct of `kind`; RuntimeError with its text when it is a refusal."""
+    if reply.code:
+        raise RuntimeError(reply.text)
+    return msgspec.convert(reply.data, kind)

@@ -1,0 +1,104 @@
+"""The control socket: one ROUTER for workers and operators.
+
+Frames come in, typed messages go out to the two callbacks; nothing is decided here. What can't be
+decoded is answered (an operator) or dropped with one journal line (a worker): a stranger's bytes
+must never stop the daemon. A worker's routing id is its life, so a message is attributed by the
+socket and not by what the message claims.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import zmq
+
+from orchestrator.wire import messages
+from orchestrator.wire.ids import LifeId
+from orchestrator.wire.sockets import Context, Reader, bind_ipc, fields, make_socket
+
+VERBS_MAX = 32
+"""Verbs being answered at the same time; further ones are refused, not queued."""
+
+OnWorker = Callable[[LifeId, messages.FromWorker], None]
+OnVerb = Callable[[messages.Verb], Awaitable[messages.Reply]]
+
+
+class Control:
+    """Owns the ROUTER. `on_verb` runs as a task of its own; `on_worker` is called at once."""
+
+    def __init__(self, context: Context, endpoint: str, on_worker: OnWorker, on_verb: OnVerb):
+        self._socket = make_socket(context, zmq.ROUTER)
+        self._endpoint = endpoint
+        self._on_worker = on_worker
+        self._on_verb = on_verb
+        self._reader = Reader(self._socket, self._received)
+        self._verbs: set[asyncio.Task[None]] = set()
+        self.malformed = 0
+
+    def start(self) -> None:
+        """Bind and begin to read in the running loop."""
+        # A worker that reconnects after its daemon was replaced must be able to take over its own
+        # routing id while the old connection is still being torn down.
+        self._socket.router_handover = True
+        self._socket.router_mandatory = True
+        bind_ipc(self._socket, self._endpoint)
+        self._reader.start()
+
+    async def stop(self) -> None:
+        """Answer what is being answered, then close."""
+        if self._verbs:
+            await asyncio.wait(self._verbs, timeout=1.0)
+        self._reader.stop()
+        self._socket.linger = 200  # the last reply must still leave, but may not hold us up
+        self._socket.close()
+
+    def send(self, life: LifeId, message: messages.ToWorker) -> bool:
+        """Send to a worker; False when it isn't connected or its queue is full."""
+        return self._send(str(life).encode(), messages.encode(message))
+
+    def _send(self, to: bytes, payload: bytes) -> bool:
+        try:
+            self._socket.send_multipart([to, payload], zmq.NOBLOCK)
+        except zmq.ZMQError:
+            return False  # EHOSTUNREACH or EAGAIN: the peer is gone or stuck, its lease will tell
+        finally:
+            self._reader.kick()
+        return True
+
+    def _received(self, frames: list[bytes]) -> None:
+        try:
+            peer, payload = fields(frames)
+            message = messages.decode_at_daemon(payload)
+        except (ValueError, msgspec.DecodeError):
+            self.malformed += 1
+            self._refuse(frames[0], "that message can't be read: another version of dynorch?")
+            return
+        if isinstance(message, messages.Verb):
+            self._answer(peer, message)
+            return
+        try:
+            life = LifeId.parse(peer.decode())
+        except ValueError:
+            self.malformed += 1
+            return
+        self._on_worker(life, message)
+
+    def _refuse(self, peer: bytes, text: str) -> None:
+        self._send(peer, messages.encode(messages.Reply(code=1, text=text)))
+
+    def _answer(self, peer: bytes, verb: messages.Verb) -> None:
+        if len(self._verbs) >= VERBS_MAX:
+            self._refuse(peer, f"the daemon is answering {VERBS_MAX} verbs already; try again")
+            return
+        task = asyncio.ensure_future(self._run(peer, verb))
+        self._verbs.add(task)
+        task.add_done_callback(self._verbs.discard)
+
+    async def _run(self, peer: bytes, verb: messages.Verb) -> None:
+        try:
+            reply = await self._on_verb(verb)
+        except Exception as error:  # noqa: BLE001  the request boundary: a verb's bug is its own
+            reply = messages.Reply(
+                code=1, text=f"{verb.name}: {type(error).__name__}: {error} (a bug in dynorch)"
+            )
+        self._send(peer, messages.encode(reply))

@@ -1,0 +1,153 @@
+"""All topologies that are up: their routing tables, and their orderly end.
+
+A stop goes level by level: who depends on others stops first, and the next level is asked only
+when the one before is gone. Nothing waits here; each change of a unit asks "what follows from
+this?" anew, so a daemon that was restarted in the middle of a stop goes on where the old one was.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec import structs
+
+from orchestrator.core import events, fleet
+from orchestrator.core.state import Phase, State, Want
+from orchestrator.daemon import deployment, routing, snapshot
+from orchestrator.daemon.deployment import Deployment, Kept
+from orchestrator.daemon.publisher import Publisher
+from orchestrator.daemon.supervisor import Supervisor
+from orchestrator.daemon.unit import Unit
+from orchestrator.host.rundir import RunDir, StateDir
+from orchestrator.wire.ids import LifeId
+
+RESTING = frozenset({Phase.STOPPED, Phase.COMPLETED, Phase.FAILED})
+
+
+class Deployments:
+    """Topologies by name. `on_gone(name)` is called when one is completely down."""
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        state_dir: StateDir,
+        supervisor: Supervisor,
+        publisher: Publisher,
+        on_gone: Callable[[str], None],
+    ) -> None:
+        self._run_dir = run_dir
+        self._state_dir = state_dir
+        self._supervisor = supervisor
+        self._publisher = publisher
+        self._on_gone = on_gone
+        self.by_name: dict[str, Deployment] = {}
+
+    def units(self, name: str) -> list[Unit]:
+        """The units of one topology, in the order of their ids."""
+        units = self._supervisor.units
+        return [units[replica] for replica in sorted(units) if replica.topology == name]
+
+    def deploy(self, found: Deployment) -> None:
+        """Take care of a topology from now on, and write it down for the next daemon."""
+        self._write(found)
+        self.adopt(found)
+
+    def adopt(self, found: Deployment) -> list[Unit]:
+        """Take care of a topology that is written down already; returns its new units."""
+        assert found.name not in self.by_name, found.name
+        self.by_name[found.name] = found
+        units = deployment.make_units(found, self._log_of)
+        self._supervisor.add(units)
+        return units
+
+    def _log_of(self, worker: LifeId) -> str:
+        return str(self._state_dir.log(worker))
+
+    def _write(self, found: Deployment) -> None:
+        path = self._run_dir.topology(found.name)
+        write_atomically(path, deployment.encode(found.kept))
+
+    def kept(self) -> list[Kept]:
+        """What the daemon before had up."""
+        folder = self._run_dir.topologies
+        return [deployment.decode(path.read_bytes()) for path in sorted(folder.glob("*.json"))]
+
+    def start_all(self, name: str) -> None:
+        """Ask every unit that is at rest and not up to start."""
+        for unit in self.units(name):
+            if unit.state.phase in RESTING:
+                self._supervisor.request(unit, events.StartRequested)
+
+    def begin_down(self, found: Deployment, *, at_once: bool) -> None:
+        """Start, or hasten, the orderly end."""
+        if not found.going_down:
+            found.kept = structs.replace(found.kept, going_down=True)
+            self._write(found)
+            self._publisher.event(found.name, "going-down", detail={"now": str(at_once).lower()})
+        found.at_once = found.at_once or at_once
+        self._descend(found)
+        if at_once:
+            for unit in self.units(found.name):
+                self._stop(unit, at_once=True)
+
+    def _stop(self, unit: Unit, *, at_once: bool) -> None:
+        self._supervisor.request(unit, lambda intent: events.StopRequested(intent, at_once))
+
+    def _descend(self, found: Deployment) -> None:
+        """Ask the first level that isn't at rest to stop; nobody left: it is gone."""
+        units = self.units(found.name)
+        by_id = {unit.id: unit for unit in units}
+        for level in fleet.stop_levels(list(by_id), deployment.stop_needs(units)):
+            here = [by_id[replica] for replica in level]
+            for unit in here:
+                if unit.state.want is Want.UP:
+                    self._stop(unit, at_once=found.at_once)
+            if any(unit.state.phase not in RESTING or unit.state.members for unit in here):
+                return
+            if any(unit.state.want is Want.UP for unit in here):
+                return  # a failed or completed unit still has to hear that it is wanted no more
+        self._finish(found)
+
+    def _finish(self, found: Deployment) -> None:
+        for unit in self.units(found.name):
+            self._supervisor.remove(unit.id)
+            self._run_dir.replica(unit.id).unlink(missing_ok=True)
+        self._run_dir.topology(found.name).unlink(missing_ok=True)
+        del self.by_name[found.name]
+        self._publisher.event(found.name, "gone")
+        self._on_gone(found.name)
+
+    def changed(self, unit: Unit, before: State) -> None:
+        """Something about a unit is different: publish routes first, then see what follows."""
+        found = self.by_name.get(unit.id.topology)
+        if found is None:
+            return
+        if routing.view(unit.state) != routing.view(before):
+            self.publish(found)
+        if found.going_down:
+            self._descend(found)
+
+    def publish(self, found: Deployment) -> None:
+        """Publish the routing table of one topology, with a new version."""
+        found.routes_version = routing.next_version(found.routes_version)
+        units = self.units(found.name)
+        self._publisher.routes(routing.table(found.name, found.engine, units, found.routes_version))
+
+    def greeted(self, unit: Unit) -> None:
+        """A worker introduced itself: a frontend needs the table, a route may be complete now."""
+        found = self.by_name.get(unit.id.topology)
+        if found is not None and (unit.spec.kind == "frontend" or unit.routable):
+            self.publish(found)
+
+    def applied(self, unit: Unit) -> None:
+        """A frontend says which table it has applied; tell those who wait for an answer."""
+        found = self.by_name.get(unit.id.topology)
+        if found is not None and snapshot.answering(self.units(found.name), found.routes_version):
+            self._publisher.event(found.name, "answering")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file so that a reader, or the next daemon, sees the old or the new, never half."""
+    draft = path.with_suffix(".new")
+    draft.write_bytes(data)
+    draft.chmod(0o600)
+    draft.rename(path)

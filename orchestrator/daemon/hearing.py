@@ -1,0 +1,151 @@
+"""What workers say, turned into events for the core and facts for the views.
+
+A message of a life that isn't the present one is answered by nothing and changes nothing. Beats
+never enter the mailbox: they renew a lease, and only the lease's verdicts are events. One timer
+serves all leases, armed for the one that must be looked at first, so a daemon without workers that
+beat has no timer at all.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from msgspec import structs
+
+from orchestrator.core import events, lease
+from orchestrator.core.reasons import Cause, Reason
+from orchestrator.core.state import LIVE
+from orchestrator.daemon.supervisor import Supervisor
+from orchestrator.daemon.unit import Heard, Unit
+from orchestrator.wire import messages
+from orchestrator.wire.ids import LifeId
+
+
+class Speaker(Protocol):
+    """What sends to a worker."""
+
+    def send(self, life: LifeId, message: messages.ToWorker) -> bool:
+        """Send; False when the worker isn't connected."""
+
+
+class Hearing:
+    """Hears workers and judges their silence.
+
+    `on_hello(unit)`: one introduced itself. `on_applied(unit)`: a frontend has another table.
+    """
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        on_hello: Callable[[Unit], None],
+        on_applied: Callable[[Unit], None],
+    ) -> None:
+        self._supervisor = supervisor
+        self._on_hello = on_hello
+        self._on_applied = on_applied
+        self._timer: asyncio.TimerHandle | None = None
+
+    def take(self, speaker: Speaker, life: LifeId, message: messages.FromWorker) -> None:
+        """Handle one message that came over the control socket."""
+        unit = self._supervisor.units.get(life.of)
+        heard = unit.of(life) if unit is not None else None
+        if unit is None or heard is None:
+            return
+        match message:
+            case messages.Hello():
+                self._hello(unit, heard, life, message)
+            case messages.Beat():
+                self._beat(speaker, heard, life, message)
+                self._on_beat(unit, heard, message)
+            case messages.Progress():
+                heard.progress, heard.percent = message.text, message.percent
+            case messages.Ready():
+                if heard.hello is not None:
+                    heard.hello = structs.replace(heard.hello, ready=True, models=message.models)
+                self._post(life, events.BecameReady(life.member, life.incarnation))
+            case messages.Drained():
+                self._post(life, events.Drained(life.member, life.incarnation))
+            case messages.Bye():
+                bye = events.SaidBye(life.member, life.incarnation, message.code, message.text)
+                self._post(life, bye)
+
+    def _post(self, life: LifeId, event: events.Event) -> None:
+        self._supervisor.post(life.of, event)
+
+    def _hello(self, unit: Unit, heard: Heard, life: LifeId, hello: messages.Hello) -> None:
+        heard.hello = hello
+        if heard.lease is None:
+            self._watch(heard)
+        if hello.ready:
+            self._post(life, events.BecameReady(life.member, life.incarnation))
+        self._on_hello(unit)
+
+    def _beat(self, speaker: Speaker, heard: Heard, life: LifeId, beat: messages.Beat) -> None:
+        speaker.send(life, messages.Ack(beat.seq))
+        if heard.hello is None:
+            speaker.send(life, messages.Greet())
+        if heard.lease is None:
+            self._watch(heard)
+            return
+        heard.lease, verdict = lease.renew(heard.lease, time.monotonic())
+        if verdict is lease.Verdict.FRESH:
+            self._post(life, events.LeaseRecovered(life.member, life.incarnation))
+
+    def _on_beat(self, unit: Unit, heard: Heard, beat: messages.Beat) -> None:
+        before, heard.beat = heard.beat, beat
+        if before is None or before.routes_version != beat.routes_version:
+            self._on_applied(unit)
+
+    def _watch(self, heard: Heard) -> None:
+        heard.lease = lease.grant(time.monotonic())
+        self._arm()
+
+    def watch_adopted(self) -> None:
+        """Grant a lease to every adopted member: a worker that never beats again must be missed."""
+        for unit in self._supervisor.units.values():
+            if unit.state.phase in LIVE and unit.spec.policy.has_readiness:
+                for member in range(len(unit.state.members)):
+                    heard = unit.of(unit.life(member))
+                    if heard is not None and heard.lease is None:
+                        self._watch(heard)
+
+    def _leases(self) -> list[tuple[Unit, LifeId, Heard, lease.Lease]]:
+        found = []
+        for unit in self._supervisor.units.values():
+            for member in unit.heard:
+                life = unit.life(member)
+                heard = unit.of(life)
+                if heard is not None and heard.lease is not None:
+                    found.append((unit, life, heard, heard.lease))
+        return found
+
+    def _arm(self) -> None:
+        looks = [
+            at
+            for unit, _, _, held in self._leases()
+            if (at := lease.next_look_at(held, unit.spec.policy.lease)) is not None
+        ]
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if looks:
+            self._timer = asyncio.get_running_loop().call_at(min(looks), self._look)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for unit, life, heard, held in self._leases():
+            heard.lease, verdict = lease.judge(held, now, unit.spec.policy.lease)
+            if verdict is lease.Verdict.MISSED:
+                self._post(life, events.LeaseMissed(life.member, life.incarnation))
+            elif verdict is lease.Verdict.EXPIRED:
+                self._post(life, self._expired(unit, life, heard.lease))
+        self._arm()
+
+    def _expired(self, unit: Unit, life: LifeId, held: lease.Lease) -> events.LeaseExpired:
+        reason = Reason(
+            Cause.UNHEALTHY,
+            f"{life.worker} sent no heartbeat for {held.silent_s:.0f} s: stopped or frozen",
+            "look at its log; a process that is stopped (SIGSTOP, debugger) can't beat",
+        )
+        return events.LeaseExpired(life.member, life.incarnation, reason)

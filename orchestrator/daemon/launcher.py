@@ -1,0 +1,273 @@
+"""Performs what the core orders about members: spawn, drain, stop, kill.
+
+Each order is begun here and answered by an event; nothing is decided. Two things make repeating an
+order harmless: a shim signals only once however often it is told, and a life's directory is named
+by its id, so a second `Spawn` of the same life finds the first.
+
+An order may come before there is anybody to give it to: the spawn is still on its way through the
+zygote. It is kept, one of each kind, and given as soon as the shim answers.
+"""
+
+import asyncio
+import os
+import secrets
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator.core import actions, events
+from orchestrator.core.adopt import Alive, Ended, Found, Nothing
+from orchestrator.core.plan import PlannedWorker
+from orchestrator.core.worker_env import PrivateDirs, worker_env
+from orchestrator.daemon.unit import Unit
+from orchestrator.host import records
+from orchestrator.host.orphans import end_orphans
+from orchestrator.host.reaper import Reaper
+from orchestrator.host.rundir import RunDir
+from orchestrator.host.shim_link import ShimLink
+from orchestrator.host.spawn import Spawn
+from orchestrator.host.zygote_link import ZygoteError, ZygoteLink
+from orchestrator.wire import config, messages
+from orchestrator.wire.ids import LifeId, ReplicaId
+
+NOFILE = 65_536
+"""Open files a worker may have: one per connection, and vLLM warns below this."""
+
+
+class Post(Protocol):
+    """Where answers go."""
+
+    def __call__(self, replica: ReplicaId, event: events.Event) -> None:
+        """Put an event into the mailbox."""
+
+
+@dataclass(slots=True)
+class Life:
+    """One life that this daemon looks after. `link` is None until its shim answers."""
+
+    unit: Unit
+    id: LifeId
+    directory: Path
+    link: ShimLink | None = None
+    record: records.LifeRecord | None = None
+    orders: dict[str, actions.MemberAction] = field(default_factory=dict)
+    ending: bool = False
+
+
+class Launcher:
+    """Lives by id, and the zygotes they come from."""
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        zygotes: Callable[[str], ZygoteLink],
+        reaper: Reaper,
+        tell: Callable[[LifeId, messages.ToWorker], bool],
+        post: Post,
+    ) -> None:
+        self._run_dir = run_dir
+        self._zygotes = zygotes
+        self._reaper = reaper
+        self._tell = tell
+        self._post = post
+        self.lives: dict[LifeId, Life] = {}
+
+    def perform(self, unit: Unit, action: actions.MemberAction) -> None:
+        """Begin to do it."""
+        life = unit.id.life(action.member, action.incarnation)
+        match action:
+            case actions.Spawn():
+                self._spawn(unit, life)
+            case actions.Drain(deadline_s=deadline_s):
+                self._tell(life, messages.Drain(deadline_s))
+            case actions.Stop() | actions.Kill():
+                self._order(unit, life, action)
+
+    # ---- spawn -------------------------------------------------------------------------------
+
+    def _spawn(self, unit: Unit, life: LifeId) -> None:
+        if life in self.lives:
+            return
+        planned = unit.spec.members[life.member]
+        log = Path(unit.spec.logs[life.member])
+        log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        directory = self._run_dir.make_life(life)
+        here = self.lives[life] = Life(unit, life, directory)
+        request = self._request(unit, life, planned, directory, log)
+        zygote = self._zygotes("vllm" if planned.engine == "vllm" else "bare")
+        future = zygote.spawn(request)
+        future.add_done_callback(lambda done: self._spawned(here, done))
+
+    def _request(
+        self, unit: Unit, life: LifeId, planned: PlannedWorker, directory: Path, log: Path
+    ) -> Spawn:
+        nonce = secrets.token_hex(4)
+        private = directory / "t"
+        dirs = PrivateDirs(tmp=str(private), rpc=str(private))
+        env = worker_env(
+            os.environ, engine=planned.engine, added=planned.env, life=life, nonce=nonce, dirs=dirs
+        )
+        policy = unit.spec.policy
+        spawn = {"argv": list(planned.argv)} if not planned.entry else {
+            "entry": planned.entry, "blob": self._blob(life, planned, directory), "path": sys.path,
+        }  # fmt: skip
+        return Spawn(
+            life=str(life), nonce=nonce, directory=str(directory), env=env, log_path=str(log),
+            log_max_bytes=unit.spec.log_max_bytes, log_backups=unit.spec.log_backups,
+            cwd=planned.cwd or unit.spec.cwd, grace_s=policy.stop.grace_s,
+            linger_s=policy.stop.linger_s, nofile=NOFILE, **spawn,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def _blob(self, life: LifeId, planned: PlannedWorker, directory: Path) -> bytes:
+        return config.encode(
+            config.WorkerConfig(
+                life=str(life),
+                kind=planned.kind,
+                control=f"ipc://{self._run_dir.control}",
+                events=f"ipc://{self._run_dir.events}",
+                plane=f"ipc://{directory}/p" if planned.engine else "",
+                state_dir=str(directory / "t"),
+                model=planned.model,
+                served_names=list(planned.served_names),
+                options=planned.options,
+            )
+        )
+
+    def _spawned(self, here: Life, done: "asyncio.Future[int]") -> None:
+        life = here.id
+        if done.cancelled():
+            return
+        error = done.exception()
+        if isinstance(error, ZygoteError):
+            self._forget(here)
+            text = str(error)
+            self._post(life.of, events.SpawnFailed(life.member, life.incarnation, "", text))
+            return
+        if error is not None:
+            raise error
+        self._post(life.of, events.Spawned(life.member, life.incarnation, done.result()))
+        self._connect(here)
+
+    def _connect(self, here: Life) -> None:
+        here.link = ShimLink.connect(here.directory, lambda event: self._heard(here, event))
+        here.record = here.link.record
+        for action in here.orders.values():
+            self._give(here.link, action)
+
+    # ---- stop and kill -----------------------------------------------------------------------
+
+    def _order(self, unit: Unit, life: LifeId, action: actions.Stop | actions.Kill) -> None:
+        here = self.lives.get(life)
+        if here is None:
+            self._end_unknown(unit, life, action)
+            return
+        if here.link is not None:
+            self._give(here.link, action)
+        elif here.record is not None:
+            self._end_tree(here)
+        else:
+            here.orders[type(action).__name__] = action
+
+    @staticmethod
+    def _give(link: ShimLink, action: actions.MemberAction) -> None:
+        if isinstance(action, actions.Stop):
+            link.stop(action.grace_s, action.linger_s)
+        elif isinstance(action, actions.Kill):
+            link.kill()
+
+    def _end_unknown(self, unit: Unit, life: LifeId, action: actions.MemberAction) -> None:
+        """An order about a life that was never born, or is gone: its tree is empty."""
+        if isinstance(action, actions.Kill):
+            self._post(unit.id, events.TreeEmptied(
+                life.member, life.incarnation, events.ExitFacts(asked=True)
+            ))  # fmt: skip
+
+    # ---- what shims say ----------------------------------------------------------------------
+
+    def _heard(self, here: Life, event: records.ShimEvent) -> None:
+        life = here.id
+        match event:
+            case records.StateSeen():
+                here.record = event
+                heard = here.unit.of(life)
+                if heard is not None and event.main is not None:
+                    heard.main_pid = event.main.pid
+                if event.status is not None:
+                    exited = events.MainExited(life.member, life.incarnation, event.status)
+                    self._post(life.of, exited)
+                if event.stuck:
+                    stuck = events.TreeStuck(life.member, life.incarnation, event.stuck)
+                    self._post(life.of, stuck)
+            case records.MainExited():
+                exited = events.MainExited(life.member, life.incarnation, event.status)
+                self._post(life.of, exited)
+            case records.TreeEmpty():
+                self._emptied(here, facts_of(event, here.unit, life))
+            case records.ShimLost():
+                here.link = None
+                self._post(life.of, events.ShimLost(life.member, life.incarnation))
+                self._end_tree(here)
+            case records.Refused():
+                pass  # an older shim doesn't know the order; the deadline behind it will tell
+
+    def _end_tree(self, here: Life) -> None:
+        """The shim is gone: end what it left, which is ours now."""
+        if here.ending or here.record is None:
+            return
+        here.ending = True
+        life = here.id
+        end_orphans(
+            here.record,
+            self._reaper,
+            lambda record: self._emptied(here, facts_of(record, here.unit, life)),
+            lambda stuck: self._post(
+                life.of, events.TreeStuck(life.member, life.incarnation, stuck)
+            ),
+        )
+
+    def _emptied(self, here: Life, facts: events.ExitFacts) -> None:
+        life = here.id
+        self._forget(here)
+        self._post(life.of, events.TreeEmptied(life.member, life.incarnation, facts))
+
+    def _forget(self, here: Life) -> None:
+        if here.link is not None:
+            here.link.close()
+        del self.lives[here.id]
+        self._run_dir.remove_life(here.directory)
+
+    # ---- adoption ----------------------------------------------------------------------------
+
+    def adopt(self, unit: Unit, life: LifeId, directory: Path) -> Found:
+        """Take over what a daemon before left of this life, and say what was found."""
+        ended = records.read_exit(directory)
+        if ended is not None:
+            self._run_dir.remove_life(directory)
+            return Ended(facts_of(ended, unit, life))
+        here = self.lives[life] = Life(unit, life, directory)
+        try:
+            self._connect(here)
+        except FileNotFoundError:
+            self._forget(here)
+            return Nothing()
+        assert here.record is not None, "a link has a record"
+        heard = unit.of(life)
+        if heard is not None and here.record.main is not None:
+            heard.main_pid = here.record.main.pid
+        return Alive(pid=here.record.shim.pid)
+
+
+def facts_of(record: records.TreeEmpty, unit: Unit, life: LifeId) -> events.ExitFacts:
+    """An exit record as the core wants it."""
+    argv = unit.spec.members[life.member].argv
+    error = record.exec_error
+    return events.ExitFacts(
+        status=record.status,
+        exec_error=(error.code or error.text) if error is not None else "",
+        command=argv[0] if argv else "",
+        asked=record.asked,
+        killed=record.killed,
+        tail=record.tail,
+    )

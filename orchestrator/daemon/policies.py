@@ -1,0 +1,54 @@
+"""From the operator's tables to the core's policy: names change, meanings don't."""
+
+from orchestrator.core import policy
+from orchestrator.topology.policies import RestartPolicy, StartPolicy, StopPolicy
+from orchestrator.topology.processes import Process
+from orchestrator.topology.roles import EngineRole
+from orchestrator.topology.schema import Frontend
+
+
+def _policy(
+    restart: RestartPolicy, start: StartPolicy, stop: StopPolicy, **nature: bool | int
+) -> policy.Policy:
+    return policy.Policy(
+        backoff=policy.Backoff(
+            initial_s=restart.backoff_initial_s,
+            factor=restart.backoff_factor,
+            max_s=restart.backoff_max_s,
+            jitter=restart.jitter,
+            reset_after_s=restart.reset_after_s,
+        ),
+        intensity=policy.Intensity(failures_max=restart.intensity, half_life_s=restart.half_life_s),
+        start=policy.Start(timeout_s=start.timeout_s, stop_grace_s=start.stop_grace_s),
+        stop=policy.Stop(
+            drain_s=stop.drain_s,
+            grace_s=stop.grace_s,
+            linger_s=stop.linger_s,
+            kill_timeout_s=stop.kill_timeout_s,
+        ),
+        retries=policy.Retries(start_crash=restart.attempts - 1),
+        restart=policy.Restart(restart.policy),
+        **nature,  # type: ignore[arg-type]
+    )
+
+
+def of_role(role: EngineRole) -> policy.Policy:
+    """An engine: says when it is ready, and can drain."""
+    return _policy(
+        role.restart, role.start, role.stop,
+        members=role.members, depends=bool(role.depends_on),
+    )  # fmt: skip
+
+
+def of_frontend(frontend: Frontend) -> policy.Policy:
+    """The frontend says when it is ready, and can drain."""
+    return _policy(frontend.restart, frontend.start, frontend.stop)
+
+
+def of_process(process: Process) -> policy.Policy:
+    """A plain command: ready once started, can't drain."""
+    return _policy(
+        process.restart, process.start, process.stop,
+        has_readiness=False, drains=False,
+        oneshot=process.oneshot, depends=bool(process.depends_on),
+    )  # fmt: skip

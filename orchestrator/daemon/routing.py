@@ -1,0 +1,76 @@
+"""What the frontends may know: one routing table per topology, made from the units.
+
+A pure reading of states and of what workers said. A worker is in it when its replica is routable
+and it has told where its request plane is; everything else of an engine role is listed as blocked,
+with the sentence that a client's 503 will carry.
+"""
+
+import time
+from collections.abc import Iterable
+
+from orchestrator.core.state import State
+from orchestrator.daemon.unit import Unit
+from orchestrator.wire.routes import Blocked, Route, Routes
+
+ENGINE_KINDS = frozenset({"aggregated", "prefill", "decode"})
+RETRY_AFTER_S = 1.0
+"""What a client is told to wait when nothing better is known."""
+
+
+def routes_of(unit: Unit) -> list[Route]:
+    """The routes to a unit's workers; empty when it isn't routable."""
+    if not unit.routable:
+        return []
+    found = []
+    for member in range(len(unit.state.members)):
+        life = unit.life(member)
+        heard = unit.of(life)
+        if heard is not None and heard.hello is not None and heard.hello.endpoint:
+            found.append(
+                Route(
+                    str(life),
+                    unit.id.role,
+                    unit.spec.kind,
+                    heard.hello.endpoint,
+                    heard.hello.models,
+                )  # fmt: skip
+            )
+    return found
+
+
+def blocked(unit: Unit, now: float) -> Blocked:
+    """Why nothing of this unit can be used, and when to ask again."""
+    deadline = unit.state.deadline
+    wait_s = (
+        max(RETRY_AFTER_S, deadline.at - now)
+        if unit.state.not_before > now and deadline
+        else (RETRY_AFTER_S)
+    )
+    return Blocked(
+        str(unit.id), unit.spec.kind, [unit.spec.model], unit.state.phase.value,
+        str(unit.state.reason), wait_s,
+    )  # fmt: skip
+
+
+def table(topology: str, engine: str, units: Iterable[Unit], version: int) -> Routes:
+    """The whole table of one topology."""
+    now = time.monotonic()
+    found: list[Route] = []
+    missing: list[Blocked] = []
+    for unit in units:
+        if unit.spec.kind in ENGINE_KINDS:
+            here = routes_of(unit)
+            found += here
+            if not here:
+                missing.append(blocked(unit, now))
+    return Routes(version, topology, engine, found, missing)
+
+
+def view(state: State) -> tuple[object, ...]:
+    """What of a state the table depends on: when this changes, it must be published anew."""
+    return (state.phase, state.incarnation, state.reason, [m.overdue for m in state.members])
+
+
+def next_version(before: int) -> int:
+    """A version that only grows, also from one daemon to the next on the same boot."""
+    return max(before + 1, time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000)

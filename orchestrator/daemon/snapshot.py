@@ -1,0 +1,145 @@
+"""Builds the one picture that all views are drawn from. Pure reading; decides nothing."""
+
+import time
+from collections.abc import Iterable
+
+from orchestrator.core.health import Health, health
+from orchestrator.core.reasons import Cause
+from orchestrator.core.state import Await, Phase, State, Want
+from orchestrator.daemon.routing import ENGINE_KINDS
+from orchestrator.daemon.unit import Unit
+from orchestrator.wire import snapshot
+
+LEADS_TO = {
+    Await.BACKOFF: "next start",
+    Await.PATIENCE: "looks again",
+    Await.START: "gives up starting",
+    Await.DRAIN: "stops draining",
+    Await.STOP: "kills the rest",
+    Await.KILL: "reports it unkillable",
+}
+QUIET = frozenset({Cause.OK})
+
+
+def deadline_of(state: State, now: float) -> snapshot.Deadline | None:
+    """What happens by itself if nothing else does; the periodic second look isn't worth showing."""
+    deadline = state.deadline
+    if deadline is None or deadline.what is Await.PATIENCE:
+        return None
+    return snapshot.Deadline(what=LEADS_TO[deadline.what], in_s=max(0.0, deadline.at - now))
+
+
+def worker(unit: Unit, member: int) -> snapshot.WorkerStatus:
+    """One member's process."""
+    planned = unit.spec.members[member]
+    life = unit.life(member)
+    heard = unit.of(life)
+    beat = heard.beat if heard else None
+    starting = unit.state.phase is Phase.STARTING
+    return snapshot.WorkerStatus(
+        id=str(life),
+        pid=heard.main_pid if heard else None,
+        gpus=[str(gpu) for gpu in planned.gpus],
+        engine=planned.engine,
+        progress=heard.progress if heard and starting else "",
+        percent=heard.percent if heard and starting else None,
+        inflight=beat.inflight if beat else 0,
+        requests=beat.requests if beat else 0,
+        tokens=beat.tokens if beat else 0,
+        log=unit.spec.logs[member],
+    )
+
+
+def replica(unit: Unit, now: float) -> snapshot.ReplicaStatus:
+    """One replica, with its reason."""
+    state = unit.state
+    reason = state.reason
+    quiet = reason.cause in QUIET and state.last_failure is None
+    shown = state.last_failure if reason.cause in QUIET and state.last_failure else reason
+    prefix = "restarted: " if shown is not reason else ""
+    return snapshot.ReplicaStatus(
+        index=unit.id.replica,
+        phase=state.phase.value,
+        want=state.want.value,
+        cause="" if quiet else shown.cause.value,
+        reason="" if quiet else prefix + shown.sentence,
+        advice="" if quiet else shown.advice,
+        evidence="" if quiet else shown.evidence,
+        incarnation=state.incarnation,
+        restarts=state.restarts,
+        since_s=max(0.0, now - state.entered_at),
+        routable=unit.routable,
+        deadline=deadline_of(state, now),
+        workers=[worker(unit, member) for member in range(len(state.members))],
+    )
+
+
+def roles(units: Iterable[Unit], now: float) -> list[snapshot.RoleStatus]:
+    """Group replicas by role, in the order of their ids."""
+    grouped: dict[str, list[Unit]] = {}
+    for unit in units:
+        grouped.setdefault(unit.id.role, []).append(unit)
+    return [
+        snapshot.RoleStatus(
+            name=name,
+            kind=members[0].spec.kind,
+            model=members[0].spec.model,
+            replicas=[replica(unit, now) for unit in sorted(members, key=lambda unit: unit.id)],
+        )
+        for name, members in grouped.items()
+    ]
+
+
+def topology_health(units: list[Unit], *, going_down: bool, routes_version: int) -> str:
+    """One word. Not ready before the frontends have applied the present routing table."""
+    if going_down:
+        return "stopping"
+    word = health(unit.state for unit in units)
+    if word is Health.READY and not answering(units, routes_version):
+        return Health.STARTING.value
+    return word.value
+
+
+def answering(units: list[Unit], routes_version: int) -> bool:
+    """Every frontend that should serve has applied this version of the routing table."""
+    for unit in units:
+        if unit.spec.kind == "frontend" and unit.state.want is Want.UP:
+            heard = unit.heard.get(0)
+            beat = heard.beat if heard else None
+            if beat is None or beat.routes_version < routes_version:
+                return False
+    return True
+
+
+def models(units: list[Unit], routes_version: int) -> list[str]:
+    """The models that a client can use now."""
+    if not answering(units, routes_version):
+        return []
+    found = {
+        name
+        for unit in units
+        if unit.spec.kind in ENGINE_KINDS and unit.routable
+        for heard in unit.heard.values()
+        if heard.hello is not None
+        for name in heard.hello.models
+    }
+    return sorted(found)
+
+
+def worst(units: list[Unit]) -> str:
+    """The topology's one line: the reason of what is in the worst way, failed before the rest."""
+    order = (Phase.FAILED, Phase.STOPPING, Phase.WAITING)
+    for phase in order:
+        for unit in units:
+            if unit.state.phase is phase and unit.state.want is Want.UP:
+                return f"{unit.id}: {unit.state.reason}"
+    return ""
+
+
+def daemon(pid: int | None, version: str, dirs: tuple[str, str], started_at: float
+           ) -> snapshot.DaemonStatus:  # fmt: skip
+    """The daemon's own line. `dirs` are the run and the state directory."""
+    return snapshot.DaemonStatus(
+        pid=pid, version=version, run_dir=dirs[0], state_dir=dirs[1],
+        uptime_s=time.monotonic() - started_at if pid else 0.0,
+    )  # fmt: skip

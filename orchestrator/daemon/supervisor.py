@@ -1,0 +1,158 @@
+"""The loop: one mailbox, one writer.
+
+An event is taken from the mailbox, `core.step` decides, the new state goes to disk, then the
+actions are performed; slow work comes back as a later event. There is no `if` about lifecycle in
+this file. The order inside `_take` is the contract of a crash-safe supervisor: what must not be
+lost is written before it is done, and a routing table without a dead worker leaves before anything
+else happens.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import msgspec
+
+from orchestrator.core import actions, events, fleet
+from orchestrator.core.replica import step
+from orchestrator.core.state import State
+from orchestrator.daemon.publisher import Publisher
+from orchestrator.daemon.unit import Unit
+from orchestrator.wire.ids import ReplicaId
+
+TURN_MAX = 256
+"""Events taken in one loop pass; sockets get their turn in between."""
+
+
+class Effects(Protocol):
+    """What performs orders about members. Each answers by posting events."""
+
+    def perform(self, unit: Unit, action: actions.MemberAction) -> None:
+        """Begin to do it; never blocks."""
+
+
+class Supervisor:
+    """Units, their mailbox and their deadlines."""
+
+    def __init__(
+        self,
+        effects: Effects,
+        save: Callable[[ReplicaId, State], None],
+        publisher: Publisher,
+        on_change: Callable[[Unit, State], None],
+    ) -> None:
+        self.units: dict[ReplicaId, Unit] = {}
+        self._effects = effects
+        self._save = save
+        self._publisher = publisher
+        self._on_change = on_change
+        self._mailbox: deque[tuple[ReplicaId, events.Event]] = deque()
+        self._timers: dict[ReplicaId, asyncio.TimerHandle] = {}
+        self._scheduled = False
+
+    def add(self, units: Iterable[Unit]) -> None:
+        """Take care of these from now on."""
+        for unit in units:
+            assert unit.id not in self.units, unit.id
+            self.units[unit.id] = unit
+
+    def remove(self, replica: ReplicaId) -> None:
+        """Forget a unit that is at rest and wanted no more."""
+        unit = self.units.pop(replica)
+        assert not unit.state.members, f"{replica} still has processes"
+        self._disarm(replica)
+
+    def post(self, replica: ReplicaId, event: events.Event) -> None:
+        """Put an event into the mailbox; it is taken in a later loop pass, in order."""
+        self._mailbox.append((replica, event))
+        self._schedule()
+
+    def request(self, unit: Unit, make: Callable[[int], events.Event]) -> None:
+        """Post an operator's request with the next intent number."""
+        queued = sum(
+            1
+            for replica, event in self._mailbox
+            if replica == unit.id and isinstance(event, events.Request)
+        )
+        self.post(unit.id, make(unit.state.intent + queued + 1))
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        for _ in range(min(TURN_MAX, len(self._mailbox))):
+            replica, event = self._mailbox.popleft()
+            unit = self.units.get(replica)
+            if unit is not None:
+                self._take(unit, event)
+        if self._mailbox:
+            self._schedule()
+
+    def _take(self, unit: Unit, event: events.Event) -> None:
+        now = time.monotonic()
+        before = unit.state
+        unit.state, ordered = step(before, event, now, unit.spec.policy)
+        if unit.state is before and not ordered:
+            return
+        self._save(unit.id, unit.state)
+        self._on_change(unit, before)
+        self._record(unit, before, event, ordered, now)
+        for action in ordered:
+            self._perform(unit, action)
+        if unit.state.phase is not before.phase:
+            self._tell_dependants(unit.id.topology)
+
+    def _perform(self, unit: Unit, action: actions.Action) -> None:
+        match action:
+            case actions.ArmDeadline(serial, at):
+                self._arm(unit.id, serial, at)
+            case actions.DisarmDeadline():
+                self._disarm(unit.id)
+            case _:
+                self._effects.perform(unit, action)
+
+    def _arm(self, replica: ReplicaId, serial: int, at: float) -> None:
+        self._disarm(replica)
+        loop = asyncio.get_running_loop()
+        self._timers[replica] = loop.call_at(at, self.post, replica, events.DeadlineReached(serial))
+
+    def _disarm(self, replica: ReplicaId) -> None:
+        timer = self._timers.pop(replica, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _tell_dependants(self, topology: str) -> None:
+        family = [unit for unit in self.units.values() if unit.id.topology == topology]
+        needs = {unit.id: unit.spec.needs for unit in family if unit.spec.needs}
+        if needs:
+            states = {unit.id: unit.state for unit in family}
+            for replica, event in fleet.dependency_events(needs, states):
+                self.post(replica, event)
+
+    def _record(
+        self,
+        unit: Unit,
+        before: State,
+        event: events.Event,
+        ordered: tuple[actions.Action, ...],
+        now: float,
+    ) -> None:
+        """One journal line per step that changed something, in words and for replay."""
+        state = unit.state
+        changed = state.phase is not before.phase
+        detail = {"incarnation": str(state.incarnation)}
+        if changed:
+            detail["from"] = before.phase.value
+        self._publisher.event(
+            unit.id,
+            "phase-changed" if changed else events.kebab(type(event).__name__),
+            phase=state.phase.value,
+            reason=str(state.reason),
+            detail=detail,
+            core=(now, msgspec.to_builtins(event), msgspec.to_builtins(ordered)),
+        )

@@ -1,0 +1,83 @@
+"""One supervised replica as the daemon holds it: its spec, its state, and what was last heard.
+
+The *state* belongs to the core and changes only in `Supervisor`. The *spec* never changes while
+the unit exists. What workers said of themselves (`heard`) decides nothing; it is shown, and it is
+forgotten with the incarnation it was said in.
+"""
+
+from dataclasses import dataclass, field
+
+from orchestrator.core.fleet import Need
+from orchestrator.core.lease import Lease
+from orchestrator.core.plan import PlannedWorker
+from orchestrator.core.policy import Policy
+from orchestrator.core.state import State, routable
+from orchestrator.wire.ids import LifeId, ReplicaId
+from orchestrator.wire.messages import Beat, Hello
+
+
+@dataclass(frozen=True, slots=True)
+class UnitSpec:
+    """What a replica is: decided by the topology and the placement, never changed.
+
+    `members` are the planned workers in member order, `logs` their log files; `needs` is what must
+    be there before it starts. `cwd`: the topology file's directory, where relative paths begin.
+    """
+
+    id: ReplicaId
+    kind: str
+    model: str
+    policy: Policy
+    members: tuple[PlannedWorker, ...]
+    logs: tuple[str, ...]
+    log_max_bytes: int
+    log_backups: int
+    cwd: str
+    needs: tuple[Need, ...] = ()
+
+
+@dataclass(slots=True)
+class Heard:
+    """What one member's present life has said of itself."""
+
+    incarnation: int
+    hello: Hello | None = None
+    beat: Beat | None = None
+    lease: Lease | None = None
+    progress: str = ""
+    percent: float | None = None
+    main_pid: int | None = None
+
+
+@dataclass(slots=True)
+class Unit:
+    """Spec, state, and the latest words of each member, by member index."""
+
+    spec: UnitSpec
+    state: State
+    heard: dict[int, Heard] = field(default_factory=dict)
+
+    @property
+    def id(self) -> ReplicaId:
+        """The replica's id."""
+        return self.spec.id
+
+    @property
+    def routable(self) -> bool:
+        """It may be sent requests."""
+        return routable(self.state)
+
+    def life(self, member: int) -> LifeId:
+        """The id of a member's present life."""
+        return self.id.life(member, self.state.incarnation)
+
+    def of(self, life: LifeId) -> Heard | None:
+        """What this life said; None when it isn't the present one."""
+        if life.of != self.id or life.incarnation != self.state.incarnation:
+            return None
+        if life.member >= len(self.state.members):
+            return None
+        heard = self.heard.get(life.member)
+        if heard is None or heard.incarnation != life.incarnation:
+            heard = self.heard[life.member] = Heard(life.incarnation)
+        return heard

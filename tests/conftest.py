@@ -1,0 +1,54 @@
+"""What every test shares; and the proof, at the end of the suite, that nothing is left.
+
+Everything that a test starts carries the session's mark in its environment. When the last test is
+done, no process may carry it any more and /dev/shm may hold no name that wasn't there before.
+"""
+
+import os
+import secrets
+from pathlib import Path
+
+import pytest
+
+from tests.eventually import eventually
+
+MARK = f"DYNORCH_TEST_SESSION={secrets.token_hex(8)}"
+SHM = Path("/dev/shm")
+SHM_OURS = ("psm_", "sem.mp-", "dynorch", "vllm", "nccl-")
+
+
+def marked() -> dict[int, str]:
+    """Living processes of this test session, the test runner itself left out."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            environ = (entry / "environ").read_bytes()
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if state not in "ZX" and MARK.encode() in environ:
+            found[int(entry.name)] = command[:120]
+    return found
+
+
+def shm_names() -> set[str]:
+    return {entry.name for entry in SHM.iterdir() if entry.name.startswith(SHM_OURS)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left():
+    name, _, value = MARK.partition("=")
+    os.environ[name] = value
+    before = shm_names()
+    yield
+
+    def gone():
+        assert not marked(), f"processes left: {marked()}"
+        left = shm_names() - before
+        assert not left, f"shared memory left: {left}"
+        return True
+
+    eventually(gone, within_s=15)

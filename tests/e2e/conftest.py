@@ -1,0 +1,115 @@
+"""A whole dynorch in directories of its own, driven through its command line."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.eventually import eventually
+
+COMMAND = [sys.executable, "-m", "orchestrator.cli.main"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Dynorch:
+    """One run directory; `port` is free when the fixture is made."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.run_dir = root / "run"
+        self.state_dir = root / "state"
+        # Ports below the ephemeral range, as the topology demands.
+        self.port = next(p for p in iter(free_port, None) if 1024 <= p <= 49151)
+        self.env = dict(
+            os.environ,
+            DYNORCH_RUN_DIR=str(self.run_dir),
+            DYNORCH_STATE_DIR=str(self.state_dir),
+            HOME=str(root),
+        )
+
+    def file(self, text: str, name: str = "t.toml") -> Path:
+        path = self.root / name
+        path.write_text(text.replace("{port}", str(self.port)))
+        return path
+
+    def __call__(self, *args: object, timeout: float = 60, code: int | None = 0, **env: str):
+        """Run a verb to its end; `code` is the expected exit status, None for any."""
+        done = subprocess.run(
+            [*COMMAND, *map(str, args)], env=self.env | env, capture_output=True, text=True,
+            timeout=timeout, stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+        if code is not None:
+            assert done.returncode == code, f"{args}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done
+
+    def popen(self, *args: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*COMMAND, *map(str, args)], env=self.env, text=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def status(self) -> dict:
+        return json.loads(self("status", "--json", code=None).stdout)
+
+    def topology(self, name: str | None = None) -> dict:
+        return next(t for t in self.status()["topologies"] if name in (None, t["name"]))
+
+    def replica(self, role: str, index: int = 0) -> dict:
+        topology = self.topology()
+        roles = [*topology["roles"], *topology["processes"]]
+        replicas = next(r for r in roles if r["name"] == role)["replicas"]
+        return next(r for r in replicas if r["index"] == index)
+
+    def pid(self, role: str, index: int = 0) -> int:
+        return self.replica(role, index)["workers"][0]["pid"]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def daemon_pid(self) -> int | None:
+        return self.status()["daemon"]["pid"]
+
+    def kill_daemon(self) -> None:
+        pid = self.daemon_pid()
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: not Path(f"/proc/{pid}").exists() or zombie(pid))
+
+    def close(self) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self("down", "--now", code=None, timeout=30)
+
+
+def zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def alive(pid: int) -> bool:
+    return not zombie(pid)
+
+
+@pytest.fixture
+def dynorch():
+    # Not tmp_path: unix socket paths are short.
+    root = Path(tempfile.mkdtemp(prefix="dyn-"))
+    one = Dynorch(root)
+    yield one
+    one.close()
+    shutil.rmtree(root, ignore_errors=True)
