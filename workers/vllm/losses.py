@@ -1,0 +1,54 @@
+"""Which of the engine's processes died, and how, in one sentence.
+
+vLLM itself only says that "EngineCore encountered an issue". Who really died is known in two
+places: EngineCore is a child of ours, so its process object has the exit code; its workers are
+EngineCore's children, and EngineCore logs theirs (see `tidings`). Both are read defensively: they
+are vLLM's internals, and an engine must not die unexplained because one of them was renamed.
+"""
+
+import re
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+from workers.vllm.tidings import Tidings
+
+UNEXPLAINED = "the engine died and didn't say why; its last log lines may"
+
+
+def sentence(engine: object, tidings: Tidings) -> str:
+    """Say what is known by now; empty while nothing is."""
+    cause = tidings.root_cause()
+    for name, exitcode in _dead(engine, tidings):
+        if exitcode < 0:
+            return f"{name} {ended(exitcode)}"
+        if exitcode > 0:
+            return f"{name} {ended(exitcode)}: {cause}" if cause else f"{name} {ended(exitcode)}"
+    return f"the engine failed: {cause}" if cause else ""
+
+
+def ended(exitcode: int) -> str:
+    """Spell a `multiprocessing` exit code: negative for a signal."""
+    if exitcode >= 0:
+        return f"exited with status {exitcode}"
+    try:
+        return f"was killed by {signal.Signals(-exitcode).name}"
+    except ValueError:
+        return f"was killed by signal {-exitcode}"
+
+
+def _dead(engine: object, tidings: Tidings) -> Iterator[tuple[str, int]]:
+    """Name and exit code of the dead; workers first, for EngineCore follows its worker."""
+    for lost in tidings.lost:
+        rank = re.sub(r"^VllmWorker-?", "", lost.name)
+        yield f"VLLM::Worker (rank {rank})" if rank else "VLLM::Worker", lost.exitcode
+    for process in _processes(engine):
+        exitcode = getattr(process, "exitcode", None)
+        if exitcode is not None:
+            yield f"VLLM::{getattr(process, 'name', 'EngineCore')}", exitcode
+
+
+def _processes(engine: object) -> list[Any]:
+    core = getattr(engine, "engine_core", None)
+    manager = getattr(getattr(core, "resources", None), "engine_manager", None)
+    return list(getattr(manager, "processes", None) or [])
