@@ -15,7 +15,7 @@ from collections.abc import Callable
 import zmq
 
 DRAIN_MAX = 256
-"""Messages read in one loop pass."""
+"""Messages read in one loop pass, unless the reader is made with another bound."""
 
 Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
@@ -46,9 +46,15 @@ class Reader:
     Call `kick()` after every send on the same socket: the send may have swallowed the edge.
     """
 
-    def __init__(self, socket: Socket, on_message: Callable[[list[bytes]], None]) -> None:
+    def __init__(
+        self,
+        socket: Socket,
+        on_message: Callable[[list[bytes]], None],
+        drain_max: int = DRAIN_MAX,
+    ) -> None:
         self._socket = socket
         self._on_message = on_message
+        self._drain_max = drain_max
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scheduled = False
 
@@ -75,7 +81,7 @@ class Reader:
         self._scheduled = False
         if self._loop is None:
             return
-        for _ in range(DRAIN_MAX):
+        for _ in range(self._drain_max):
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:

@@ -1,0 +1,83 @@
+"""What to do about an attempt that failed before the client has seen a byte.
+
+One table, keyed by what happened. Two questions decide: has the worker begun (then it may have
+died of this very request, and sending it on endangers the next one: that is what the `retries`
+budget is for), and would another worker do any better. Each worker is asked at most once per
+request, so a request always ends.
+"""
+
+import enum
+
+import msgspec
+
+
+class Failure(enum.Enum):
+    """How an attempt ends other than with an answer."""
+
+    LOST = "the connection to the worker was lost"
+    UNSENT = "the worker could not be reached"
+    DRAINING = "the worker is draining"
+    ENGINE_DEAD = "the worker's engine died"
+    APP_ERROR = "the worker's application failed"
+    CANCELLED = "the worker cancelled the request"
+    TIMEOUT = "the request took too long"
+    STOPPING = "this frontend is stopping"
+    SLOW_READER = "the client does not read its stream"
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """`elsewhere`: another worker may do better. `costs`: the worker had begun."""
+
+    elsewhere: bool
+    costs: bool
+
+
+RULES: dict[Failure, Rule] = {
+    Failure.LOST: Rule(elsewhere=True, costs=True),
+    Failure.UNSENT: Rule(elsewhere=True, costs=False),
+    Failure.DRAINING: Rule(elsewhere=True, costs=False),
+    Failure.ENGINE_DEAD: Rule(elsewhere=True, costs=True),
+    Failure.APP_ERROR: Rule(elsewhere=False, costs=True),
+    Failure.CANCELLED: Rule(elsewhere=True, costs=True),
+    Failure.TIMEOUT: Rule(elsewhere=False, costs=True),
+    Failure.STOPPING: Rule(elsewhere=False, costs=True),
+    Failure.SLOW_READER: Rule(elsewhere=False, costs=True),
+}
+assert set(RULES) == set(Failure)
+
+FROM_WIRE = {
+    "draining": Failure.DRAINING,
+    "cancelled": Failure.CANCELLED,
+    "app-error": Failure.APP_ERROR,
+}
+"""`wire.plane.Fail.code` as a failure; a code we don't know counts as `app-error`."""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """Send it to another worker, or answer with the failure; and why."""
+
+    again: bool
+    reason: str
+
+
+def judge(failure: Failure, *, spent: int, retries: int, others: int) -> Verdict:
+    """Decide. `spent`: budget used so far; `others`: routable workers not asked yet."""
+    rule = RULES[failure]
+    if not rule.elsewhere:
+        return Verdict(again=False, reason=failure.value)
+    if others == 0:
+        return Verdict(again=False, reason=f"{failure.value}, and no other serves this model")
+    if rule.costs and spent >= retries:
+        return Verdict(again=False, reason=f"{failure.value}, and {retries} retries are used up")
+    return Verdict(again=True, reason=failure.value)
+
+
+_DEAD = (b"EngineCore encountered an issue", b"EngineDeadError")
+"""What vLLM answers when its engine has died: the process lives on for seconds and fails all."""
+_ERROR_EVENT = b'data: {"error"'
+
+
+def engine_died(status: int, opening: bytes) -> bool:
+    """Whether an answer's first bytes say that the engine is dead: a 5xx, or a stream's error."""
+    suspect = status >= 500 or opening.startswith(_ERROR_EVENT)
+    return suspect and any(sign in opening for sign in _DEAD)
