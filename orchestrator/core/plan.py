@@ -121,7 +121,7 @@ def _engine_worker(role: EngineRole, engine: Engine, placed: Placed) -> PlannedW
         model=role.model,
         served_names=role.served_names,
         entry=ENTRIES[engine.name],
-        argv=("vllm", *serve_argv(role)) if engine.name == "vllm" else (),
+        argv=("vllm", *serve_argv(role, placed.member)) if engine.name == "vllm" else (),
         python=role.python if engine.name == "vllm" else None,
         env=additions(
             engine=engine.name,
@@ -132,7 +132,7 @@ def _engine_worker(role: EngineRole, engine: Engine, placed: Placed) -> PlannedW
         gpus=tuple(gpu.index for gpu in placed.gpus),
         gpu_uuids=uuids,
         gpu_share=placed.share,
-        options=role_flags(role) if engine.name == "vllm" else role.sim.options(),
+        options=(role_flags(role, placed.member) if engine.name == "vllm" else role.sim.options()),
         depends_on=role.depends_on,
     )
 

@@ -11,8 +11,11 @@ from typing import Any
 from orchestrator.topology.roles import EngineRole
 
 
-def role_flags(role: EngineRole) -> dict[str, Any]:
-    """Join the role's flags with those that its own keys stand for, sorted by name."""
+def role_flags(role: EngineRole, member: int) -> dict[str, Any]:
+    """Join the role's flags with those that its own keys stand for, sorted by name.
+
+    `member` is the worker's data-parallel rank.
+    """
     flags = dict(role.vllm)
     if role.served_model_name:
         flags["served-model-name"] = list(role.served_model_name)
@@ -20,6 +23,9 @@ def role_flags(role: EngineRole) -> dict[str, Any]:
         flags["tensor-parallel-size"] = role.tensor_parallel_size
     if role.pipeline_parallel > 1:
         flags["pipeline-parallel-size"] = role.pipeline_parallel
+    if role.data_parallel > 1:
+        flags["data-parallel-size"] = role.data_parallel
+        flags["data-parallel-rank"] = member
     if role.expert_parallel:
         flags["enable-expert-parallel"] = True
     return dict(sorted(flags.items()))
@@ -38,10 +44,10 @@ def flag_argv(flags: Mapping[str, Any]) -> list[str]:
     return argv
 
 
-def serve_argv(role: EngineRole) -> list[str]:
+def serve_argv(role: EngineRole, member: int) -> list[str]:
     """Everything behind `vllm`: the words that start the same engine by hand."""
     assert role.model is not None, "the loader fills in the topology's model"
-    return ["serve", role.model, *flag_argv(role_flags(role))]
+    return ["serve", role.model, *flag_argv(role_flags(role, member))]
 
 
 def _text(value: object) -> str:

@@ -68,8 +68,7 @@ def _is_free(schema: dict[str, Any]) -> bool:
 
 
 def _or_variable(schema: dict[str, Any]) -> dict[str, Any]:
-    outside: dict[str, Any] = {
-        key: schema.pop(key) for key in ("description", "default") if key in schema
-    }
-    choices = schema.pop("anyOf", None) or [schema]
+    outside = {key: each for key, each in schema.items() if key in ("description", "default")}
+    inside = {key: each for key, each in schema.items() if key not in outside}
+    choices = inside.get("anyOf", [inside])
     return {**outside, "anyOf": [*choices, {"$ref": "#/$defs/variable"}]}

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from orchestrator.topology.table import Table
-from orchestrator.topology.units import Duration, Size
+from orchestrator.topology.units import Duration, PositiveDuration, Size
 
 STOP_MARGIN_S = 15.0
 """What a vLLM worker needs after its drain to end its engine in order: `stop.grace` covers both."""
@@ -43,7 +43,7 @@ class RestartPolicy(Table):
         description="Crash budget: more crashes than this, fading by half-life, and the "
         "replica is failed until it is started by hand.",
     )
-    half_life_s: Duration = Field(
+    half_life_s: PositiveDuration = Field(
         default=1800.0, description="Time in which a past crash counts half."
     )
     attempts: int = Field(default=3, ge=1, description="Starts in a row that may end before ready.")
@@ -52,7 +52,7 @@ class RestartPolicy(Table):
 class StartPolicy(Table):
     """How long a start may take."""
 
-    timeout_s: Duration = Field(
+    timeout_s: PositiveDuration = Field(
         default=1800.0, description="A replica that isn't ready by then has failed to start."
     )
     stop_grace_s: Duration = Field(
@@ -86,7 +86,7 @@ class StopPolicy(Table):
 class LogPolicy(Table):
     """The worker's log file: stdout and stderr together, rotated by size."""
 
-    max_size_bytes: Size = Field(default=50 * 2**20, gt=0, description="Rotate at this size.")
+    max_size_bytes: Size = Field(default=50 * 2**20, description="Rotate at this size.")
     backups: int = Field(
         default=5, ge=0, le=100, description="Rotated files kept beside the current one."
     )

@@ -15,7 +15,7 @@ from orchestrator.topology.policies import Supervised
 from orchestrator.topology.processes import Process
 from orchestrator.topology.roles import PYTHON_DESCRIPTION, EngineRole
 from orchestrator.topology.table import Names, Table
-from orchestrator.topology.units import Duration, Size
+from orchestrator.topology.units import PositiveDuration, Size
 
 FRONTEND = "frontend"
 """The reserved role name of the frontend's replicas."""
@@ -39,7 +39,7 @@ class Frontend(Supervised):
         default="least-loaded", description="How a worker is picked for a request."
     )
     body_max_bytes: Size = Field(
-        default=32 * 2**20, gt=0, description="Larger request bodies are answered with 413."
+        default=32 * 2**20, description="Larger request bodies are answered with 413."
     )
     requests_max: int = Field(
         default=4096, ge=1, description="Open requests; past it the answer is 429 with Retry-After."
@@ -71,7 +71,7 @@ class KvTransfer(Table):
     on_failure: Literal["recompute", "fail"] = Field(
         default="recompute", description="What decode does when a transfer failed."
     )
-    lease_s: Duration = Field(
+    lease_s: PositiveDuration = Field(
         default=30.0,
         description="How long prefill keeps the blocks of a request that nobody fetches.",
     )

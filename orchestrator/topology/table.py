@@ -27,6 +27,7 @@ class Table(BaseModel):
         strict=True,
         frozen=True,
         extra="forbid",
+        allow_inf_nan=False,
         alias_generator=toml_key,
         validate_by_alias=True,
         hide_input_in_errors=True,

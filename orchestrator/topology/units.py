@@ -50,10 +50,19 @@ def parse_duration(value: object) -> float:
     raise ValueError(f'{shown(value)} is not a duration; write one like "90s", "250ms" or "5m"')
 
 
+def parse_positive_duration(value: object) -> float:
+    """Seconds, like `parse_duration`, but more than zero of them."""
+    if seconds := parse_duration(value):
+        return seconds
+    raise ValueError(f"{shown(value)} is no time at all; write more than 0s")
+
+
 def parse_size(value: object) -> int:
     """Bytes from "20GiB" or "50MB"; ValueError with what would be right."""
     if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
-        return round(float(match[1]) * SIZE_UNITS_BYTES[match[2]])
+        if size_bytes := round(float(match[1]) * SIZE_UNITS_BYTES[match[2]]):
+            return size_bytes
+        raise ValueError(f"{shown(value)} is no size at all; write more than 0B")
     if isinstance(value, int | float) and not isinstance(value, bool):
         raise ValueError(f'{value} has no unit; write "{value}B" if bytes are meant')
     raise ValueError(f'{shown(value)} is not a size; write one like "20GiB" or "50MB"')
@@ -80,6 +89,11 @@ def _schema(pattern: str, example: str, unit: str) -> dict[str, Any]:
 
 Duration = Annotated[
     float, PlainValidator(parse_duration), WithJsonSchema(_schema(DURATION_PATTERN, "90s", "s"))
+]
+PositiveDuration = Annotated[
+    float,
+    PlainValidator(parse_positive_duration),
+    WithJsonSchema(_schema(DURATION_PATTERN, "90s", "s")),
 ]
 Size = Annotated[
     int, PlainValidator(parse_size), WithJsonSchema(_schema(SIZE_PATTERN, "20GiB", "bytes"))

@@ -106,6 +106,8 @@ def _known(path: Path) -> str:
 def _choice(value: object, expected: str) -> str:
     choices = re.findall(r"'([^']+)'", expected)
     close = nearest(value, choices) if isinstance(value, str) else None
+    if len(choices) == 1:
+        return f'write "{choices[0]}"'
     every = ", ".join(f'"{each}"' for each in choices)
     return f'did you mean "{close}"? It is one of {every}' if close else f"write one of {every}"
 

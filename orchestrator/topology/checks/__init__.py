@@ -44,5 +44,4 @@ def cross_check(written: Topology) -> list[Finding]:
     found = [finding for check in AS_WRITTEN for finding in check(written)]
     found += [finding for check in WITH_DEFAULTS for finding in check(whole)]
     found += policies.consistent(written, whole)
-    # A bad default at the top is found once in every role; it is one mistake.
-    return list(dict.fromkeys(found))
+    return found

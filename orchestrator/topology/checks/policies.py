@@ -20,17 +20,21 @@ def consistent(written: Topology, whole: Topology) -> Iterator[Finding]:
         (("processes", name), written.processes[name], whole.processes[name])
         for name in whole.processes
     ]
-    for path, inner, effective in places:
-        yield from _stop(written, path, inner, effective)
-        yield from _restart(written, path, inner, effective)
+    # A bad default is found once in each table that it reaches, and is one mistake: the table that
+    # asks most of it speaks for all.
+    places.sort(key=lambda place: -_margin_s(place[2]))
+    found: dict[Path, Finding] = {}
+    for place in places:
+        for finding in (*_stop(written, *place), *_restart(written, *place)):
+            found.setdefault(finding.path, finding)
+    yield from found.values()
 
 
 def _stop(
     written: Topology, path: Path, inner: Supervised, effective: Supervised
 ) -> Iterator[Finding]:
     stop = effective.stop
-    may_be_vllm = isinstance(effective, EngineRole) and effective.engine != "sim"
-    margin_s = STOP_MARGIN_S if may_be_vllm else 0.0
+    margin_s = _margin_s(effective)
     least_s = stop.drain_s + margin_s
     if stop.grace_s >= least_s:
         return
@@ -58,6 +62,12 @@ def _restart(
     right = f'write backoff-initial = "{limit}" or less'
     where = longest or first or (*path, "restart")
     yield Finding(where, wrong, right, _both(path, "restart"))
+
+
+def _margin_s(effective: Supervised) -> float:
+    """What the grace must cover beside the drain: more where the engine may be vLLM."""
+    may_be_vllm = isinstance(effective, EngineRole) and effective.engine != "sim"
+    return STOP_MARGIN_S if may_be_vllm else 0.0
 
 
 def _where(

@@ -112,12 +112,18 @@ def disaggregation(topology: Topology) -> Iterator[Finding]:
     for name, role in topology.roles.items():
         if role.kind in kinds:
             kinds[role.kind].setdefault(role.model, name)
+    alone = {
+        kind: [name for model, name in kinds[kind].items() if model not in kinds[other]]
+        for kind, other in (("prefill", "decode"), ("decode", "prefill"))
+    }
+    # Halves that serve different models are one mistake; the prefill half tells of it.
+    del alone["decode"][: len(alone["prefill"])]
     for kind, other in (("prefill", "decode"), ("decode", "prefill")):
-        for model, name in kinds[kind].items():
-            if model not in kinds[other]:
-                wrong = f"no {other} role serves {model or 'its model'}, so no request can pass"
-                right = f'add a role with kind = "{other}", or write kind = "aggregated"'
-                yield Finding(("roles", name, "kind"), wrong, right, uses)
+        for name in alone[kind]:
+            model = topology.roles[name].model or "its model"
+            wrong = f"no {other} role serves {model}, so no request can pass"
+            right = f'add a role with kind = "{other}", or write kind = "aggregated"'
+            yield Finding(("roles", name, "kind"), wrong, right, uses)
     paired = [name for roles in kinds.values() for name in roles.values()]
     if paired and topology.kv_transfer is None:
         wrong = f"nothing says how KV cache goes from prefill to decode (role {paired[0]})"

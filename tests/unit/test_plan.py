@@ -1,0 +1,135 @@
+"""The plan: what would run where, the same bytes each time."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from orchestrator.core.inventory import Inventory
+from orchestrator.core.placement import place
+from orchestrator.core.plan import build_plan
+from orchestrator.core.vllm_flags import flag_argv
+from orchestrator.topology.load import load, parse
+from orchestrator.wire.ids import ReplicaId
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = Path(__file__).parent / "golden"
+
+EVERYTHING = """
+name = "all"
+model = "/models/qwen"
+served-model-name = ["chat", "qwen"]
+env = { HF_HOME = "/hf", A = "1" }
+
+[frontend]
+port = 8010
+replicas = 2
+
+[roles.big]
+replicas = 2
+tensor-parallel = 2
+vllm = { enforce-eager = true, enable-prefix-caching = false, max-model-len = 4096, \
+lora-modules = ["a=/a", "b=/b"], compilation-config = { level = 3, b = [1] }, seed = "0" }
+env = { A = "2" }
+
+[roles.moe]
+model = "org/moe"
+data-parallel = 2
+expert-parallel = true
+gpus = [6, 7]
+
+[roles.small]
+engine = "sim"
+
+[processes.cache]
+command = ["cache-server", "--port", "9000"]
+cwd = "/srv"
+depends-on = ["small"]
+"""
+
+
+def plan(text, inventory="8xH100", engine="auto"):
+    topology = parse(text, "t.toml", {})
+    declared = Inventory.declared(inventory) if inventory else Inventory()
+    placements = place(topology, declared, engine)
+    assert not isinstance(placements, list), placements
+    return build_plan(topology, placements)
+
+
+def rendered(text, inventory="8xH100", engine="auto"):
+    return json.dumps(msgspec.to_builtins(plan(text, inventory, engine)), indent=1) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "inventory", "engine"),
+    [("vllm", "8xH100", "auto"), ("sim", "", "sim")],
+)
+def test_golden(name, inventory, engine):
+    """To accept a change: write the left side into the file, and read the difference."""
+    golden = GOLDEN / f"plan-{name}.json"
+    assert rendered(EVERYTHING, inventory, engine) == golden.read_text()
+
+
+def test_stable_between_runs():
+    assert rendered(EVERYTHING) == rendered(EVERYTHING)
+
+
+def test_ids_order_and_gangs():
+    planned = plan(EVERYTHING)
+    assert [worker.id for worker in planned.workers] == [
+        "all/frontend-0.0", "all/frontend-1.0", "all/big-0.0", "all/big-1.0",
+        "all/moe-0.0", "all/moe-0.1", "all/small-0.0", "all/cache-0.0",
+    ]  # fmt: skip
+    gang = planned.replicas[ReplicaId("all", "moe", 0)]
+    assert [worker.member for worker in gang] == [0, 1]
+    assert [worker.gpus for worker in gang] == [(6,), (7,)]
+    assert [worker.options["data-parallel-rank"] for worker in gang] == [0, 1]
+
+
+def test_vllm_command_line():
+    big = next(worker for worker in plan(EVERYTHING).workers if worker.id == "all/big-1.0")
+    assert big.argv == (
+        "vllm", "serve", "/models/qwen",
+        "--compilation-config", '{"b":[1],"level":3}',
+        "--no-enable-prefix-caching", "--enforce-eager", "--lora-modules", "a=/a", "b=/b",
+        "--max-model-len", "4096", "--seed", "0",
+        "--served-model-name", "chat", "qwen", "--tensor-parallel-size", "2",
+    )  # fmt: skip
+    assert big.served_names == ("chat", "qwen")
+    assert big.env["CUDA_VISIBLE_DEVICES"] == "GPU-declared-2,GPU-declared-3"
+    assert big.env["HF_HUB_OFFLINE"] == "1", "the model is a path"
+    assert big.env["A"] == "2"
+    assert list(big.env) == sorted(big.env)
+
+
+def test_flags():
+    flags = {"a": True, "b": False, "c": 1.5, "d": ["x", {"k": 1}], "e": {"k": True}, "f": []}
+    assert flag_argv(flags) == [
+        "--a", "--no-b", "--c", "1.5", "--d", "x", '{"k":1}', "--e", '{"k":true}', "--f",
+    ]  # fmt: skip
+
+
+def test_gpus_alone_make_tensor_parallel():
+    (worker,) = plan('name="t"\nmodel="m"\n[roles.w]\ngpus = 4\n').workers[1:]
+    assert worker.options == {"tensor-parallel-size": 4}
+    (worker,) = plan('name="t"\nmodel="m"\n[roles.w]\ngpus = 4\npipeline-parallel = 2\n').workers[
+        1:
+    ]
+    assert worker.options == {"pipeline-parallel-size": 2, "tensor-parallel-size": 2}
+
+
+def test_commands_alone_need_no_frontend():
+    (worker,) = plan('name = "t"\n[processes.p]\ncommand = ["sleep", "9"]\n', "").workers
+    assert (worker.kind, worker.entry, worker.argv) == ("process", "", ("sleep", "9"))
+    assert worker.env["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "topologies").glob("*.toml")), ids=lambda p: p.stem)
+def test_every_shipped_topology_has_a_plan(path):
+    topology = load(path, {})
+    for inventory in (Inventory.declared("8xH100"), Inventory()):
+        placements = place(topology, inventory)
+        assert not isinstance(placements, list)
+        engines = {worker.engine for worker in build_plan(topology, placements).workers}
+        assert engines & {"vllm", "sim"} == ({"vllm"} if inventory.gpus else {"sim"})
