@@ -52,6 +52,7 @@ def plan(file: Path, engine: str, gpus: str | None, *, as_json: bool) -> int:
     from orchestrator.core.inventory import Inventory
     from orchestrator.core.placement import place
     from orchestrator.core.plan import build_plan
+    from orchestrator.core.worker_env import masked
     from orchestrator.views.plan_text import plan_text
 
     topology = read(file)
@@ -66,7 +67,7 @@ def plan(file: Path, engine: str, gpus: str | None, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(msgspec.to_builtins(planned, str_keys=True), indent=2))
     else:
-        sys.stdout.write(plan_text(planned))
+        sys.stdout.write(plan_text(planned, masked))
     return 0
 
 

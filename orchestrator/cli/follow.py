@@ -11,7 +11,8 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 
-from orchestrator.daemon.client import Client, NoDaemonError, Subscription, decode_data
+from orchestrator.daemon.absence import NoDaemonError
+from orchestrator.daemon.client import Client, Subscription, decode_data
 from orchestrator.views.banner import find
 from orchestrator.views.progress import Progress
 from orchestrator.wire.events import Event

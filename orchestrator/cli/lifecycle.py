@@ -9,7 +9,8 @@ from orchestrator.cli.files import engine_choice, read, variables_of
 from orchestrator.cli.follow import Follower, moving, sigterm_interrupts
 from orchestrator.cli.logs import tail
 from orchestrator.cli.main import INTERRUPTED, NO_DAEMON, fail
-from orchestrator.daemon.client import Client, NoDaemonError, call_or_start
+from orchestrator.daemon.absence import NoDaemonError
+from orchestrator.daemon.client import Client, call_or_start
 from orchestrator.views.banner import trouble, up_banner
 from orchestrator.views.event_line import event_line
 from orchestrator.views.ink import Line, Pen

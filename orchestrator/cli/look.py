@@ -8,7 +8,8 @@ import msgspec
 from orchestrator.cli import logs as files
 from orchestrator.cli.dirs import Dirs, dirs
 from orchestrator.cli.main import NO_DAEMON, fail
-from orchestrator.daemon.client import Client, NoDaemonError, decode_data
+from orchestrator.daemon.absence import NoDaemonError
+from orchestrator.daemon.client import Client, decode_data
 from orchestrator.wire import events as wire_events
 from orchestrator.wire.snapshot import Snapshot, encode
 

@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from orchestrator import __version__
+from orchestrator.daemon.absence import DaemonSilentError, NoDaemonError
 
 INVALID = 2
 NO_DAEMON = 3
@@ -247,6 +248,12 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `dynorch logs | head` is no failure
         sys.exit(0)
+    except DaemonSilentError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    except NoDaemonError:
+        print("no daemon runs", file=sys.stderr)
+        sys.exit(NO_DAEMON)
     except Exception as error:  # noqa: BLE001  the entry: one clear line beats a traceback
         if os.environ.get("DYNORCH_DEBUG"):
             traceback.print_exc()

@@ -7,6 +7,7 @@ at once, and a hung daemon is told apart from an absent one.
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -15,20 +16,15 @@ from typing import Any, Self
 import msgspec
 import zmq
 
+from orchestrator.daemon.absence import DaemonSilentError, NoDaemonError
 from orchestrator.host.lock import holder
 from orchestrator.wire import events, messages
 from orchestrator.wire.sockets import Context, make_socket
 
 START_S = 30.0
 ANSWER_S = 10.0
-
-
-class NoDaemonError(Exception):
-    """No daemon holds this run directory's lock."""
-
-
-class DaemonSilentError(Exception):
-    """The daemon holds its lock and doesn't answer."""
+GLANCE_S = 0.5
+"""While waiting for an answer, see this often whether there is still somebody to give it."""
 
 
 def daemon_pid(run_dir: Path) -> int | None:
@@ -66,10 +62,14 @@ class Client:
         try:
             socket.connect(f"ipc://{self._run_dir}/control.sock")
             socket.send(messages.encode(messages.Verb(name, args)))
-            if not socket.poll(round(timeout_s * 1000)):
-                raise DaemonSilentError(
-                    f"the daemon (pid {pid}) did not answer `{name}` within {timeout_s:g} s"
-                )
+            deadline = time.monotonic() + timeout_s
+            while not socket.poll(round(GLANCE_S * 1000)):
+                if daemon_pid(self._run_dir) != pid:
+                    raise NoDaemonError
+                if time.monotonic() > deadline:
+                    raise DaemonSilentError(
+                        f"the daemon (pid {pid}) did not answer `{name}` within {timeout_s:g} s"
+                    )
             return messages.decode_reply(socket.recv())
         finally:
             socket.close()

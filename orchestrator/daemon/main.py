@@ -50,6 +50,10 @@ from orchestrator.wire.snapshot import Snapshot, TopologyStatus
 from orchestrator.wire.sockets import Context
 
 
+REFUSED_S = 1.0
+"""After a refused `up`, an on-demand daemon with nothing to do ends this much later."""
+
+
 def run(*, on_demand: bool, ready_fd: int) -> int:
     """Run until told to end; `on_demand`: until the last topology is down. Returns the status.
 
@@ -128,7 +132,11 @@ class Daemon:
         self._hearing.take(self._control, life, message)
 
     async def _answer(self, verb: Verb) -> Reply:
-        return await self._verbs.answer(verb)
+        reply = await self._verbs.answer(verb)
+        if verb.name == "up" and reply.code:
+            # Started for an `up` that was refused: don't stay for nothing.
+            asyncio.get_running_loop().call_later(REFUSED_S, self._gone, "")
+        return reply
 
     def _gone(self, _name: str) -> None:
         if self._on_demand and not self._deployments.by_name:
@@ -162,6 +170,8 @@ class Daemon:
         self._publisher.stop()
         self._reaper.stop()
         self._context.destroy(linger=200)
+        for socket in (self._run_dir.control, self._run_dir.events):
+            socket.unlink(missing_ok=True)
         return 0
 
     def _asked_to_end(self) -> None:
@@ -220,7 +230,5 @@ class Daemon:
             os.getpid(), __version__,
             (str(self._run_dir.root), str(self._state_dir.root)), self._started_at,
         )  # fmt: skip
-        plain: dict[str, Any] = msgspec.to_builtins(
-            Snapshot(daemon=daemon, topologies=topologies)
-        )
+        plain: dict[str, Any] = msgspec.to_builtins(Snapshot(daemon=daemon, topologies=topologies))
         return plain

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Iterable
 
+from msgspec import structs
+
 from orchestrator.core.health import Health, health
 from orchestrator.core.reasons import Cause
 from orchestrator.core.state import Await, Phase, State, Want
@@ -54,9 +56,11 @@ def replica(unit: Unit, now: float) -> snapshot.ReplicaStatus:
     """One replica, with its reason."""
     state = unit.state
     reason = state.reason
-    quiet = reason.cause in QUIET and state.last_failure is None
-    shown = state.last_failure if reason.cause in QUIET and state.last_failure else reason
-    prefix = "restarted: " if shown is not reason else ""
+    shown, prefix = reason, ""
+    if reason.cause in QUIET and state.last_failure is not None:
+        # It is well again: why there was a restart is worth a line, what to do isn't.
+        shown, prefix = structs.replace(state.last_failure, advice=""), "restarted: "
+    quiet = shown.cause in QUIET
     return snapshot.ReplicaStatus(
         index=unit.id.replica,
         phase=state.phase.value,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -33,6 +34,7 @@ class Dynorch:
         self.state_dir = root / "state"
         # Ports below the ephemeral range, as the topology demands.
         self.port = next(p for p in iter(free_port, None) if 1024 <= p <= 49151)
+        self.spoken: list[IO[str]] = []
         self.env = dict(
             os.environ,
             DYNORCH_RUN_DIR=str(self.run_dir),
@@ -55,11 +57,17 @@ class Dynorch:
             assert done.returncode == code, f"{args}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done
 
-    def popen(self, *args: object) -> subprocess.Popen[str]:
+    def popen(self, *args: object) -> subprocess.Popen[bytes]:
+        """Run a verb in the background; what it says goes to a file, see `said`."""
+        self.spoken.append((self.root / f"said-{len(self.spoken)}").open("w"))
         return subprocess.Popen(
-            [*COMMAND, *map(str, args)], env=self.env, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            [*COMMAND, *map(str, args)], env=self.env, stdin=subprocess.DEVNULL,
+            stdout=self.spoken[-1], stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
+
+    def said(self) -> str:
+        """What the latest background verb has said so far."""
+        return Path(self.spoken[-1].name).read_text()
 
     def status(self) -> dict:
         return json.loads(self("status", "--json", code=None).stdout)
@@ -92,6 +100,8 @@ class Dynorch:
     def close(self) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self("down", "--now", code=None, timeout=30)
+        for file in self.spoken:
+            file.close()
 
 
 def zombie(pid: int) -> bool:
