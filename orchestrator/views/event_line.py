@@ -51,7 +51,7 @@ def _tail(event: Event) -> Line:
     spans = Line()
     if event.phase:
         spans.append(Span(f" {event.phase}", words.look(event.phase)[1]))
-    if event.reason:
+    if event.reason and event.reason != event.phase:
         spans.append(Span((" " if not event.phase else ": ") + words.one_line(event.reason)))
     if event.detail:
         pairs = " ".join(f"{key}={_value(text)}" for key, text in sorted(event.detail.items()))

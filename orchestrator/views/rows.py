@@ -148,11 +148,12 @@ def _replica(topology: str, role: RoleStatus, replica: ReplicaStatus) -> Iterato
         symbol=symbol,
         tone=tone,
         model=role.model,
-        since=words.age(replica.since_s),
+        since=words.age(replica.since_s) if replica.since_s else "",
         life=f"#{replica.incarnation}" if replica.incarnation else "",
         restarts=str(replica.restarts or ""),
         note=words.situation(replica),
-        advice=words.one_line(replica.advice),
+        # A ready replica keeps the reason of its last restart, but there is nothing left to do.
+        advice="" if tone == "good" else words.one_line(replica.advice),
         evidence=words.one_line(replica.evidence),
         workers=tuple(replica.workers),
     )

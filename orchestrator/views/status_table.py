@@ -44,8 +44,10 @@ def status_lines(snapshot: Snapshot, pen: Pen) -> Iterator[Line]:
 def gone(snapshot: Snapshot, pid: int | None = None) -> str:
     """Say that there is no daemon and what lives on without it. `pid`: the one it had, if known."""
     count = len(snapshot.running())
+    if not count:
+        return "no daemon runs, and nothing is left running"
     still = "1 worker still runs" if count == 1 else f"{count} workers still run"
-    return f"daemon gone{f' (pid {pid})' if pid else ''}; {still if count else 'nothing runs'}"
+    return f"daemon gone{f' (pid {pid})' if pid else ''}; {still}"
 
 
 def _daemon(snapshot: Snapshot) -> Iterator[tuple[str, Tone]]:
@@ -54,8 +56,9 @@ def _daemon(snapshot: Snapshot) -> Iterator[tuple[str, Tone]]:
         lasted = words.age(daemon.uptime_s)
         yield f"dynorch {daemon.version}: daemon pid {daemon.pid}, up {lasted}", "dim"
         return
-    yield f"{gone(snapshot)} (run directory {daemon.run_dir})", "bad"
-    if snapshot.running():
+    left = bool(snapshot.running())
+    yield f"{gone(snapshot)} (run directory {daemon.run_dir})", "bad" if left else ""
+    if left:
         yield "to do: `dynorch up FILE` takes them over as they are, with the same pids", "bold"
 
 

@@ -21,7 +21,7 @@ from orchestrator.views.rates import Rates
 from orchestrator.views.rows import Row, rows
 from orchestrator.views.source import Pace, Source
 from orchestrator.views.status_table import gone
-from orchestrator.views.top_panes import Detail, EventPane, LogPane
+from orchestrator.views.top_panes import NOTHING, Detail, EventPane, LogPane
 from orchestrator.views.top_screens import Confirm, Help
 from orchestrator.views.top_tree import DeploymentTree, matching, worth_a_line
 from orchestrator.wire.events import Event
@@ -101,7 +101,7 @@ class TopApp(App[None]):
         self.head = Static("looking for a daemon", id="head", markup=False)
         self.titles = Static(id="titles", markup=False)
         self.deployment = DeploymentTree(tree_id="tree")
-        self.detail = Detail(id="detail", markup=False)
+        self.detail = Detail(NOTHING, id="detail", markup=False)
         self.log_pane = LogPane(source, pane_id="log")
         self.event_pane = EventPane(pane_id="events")
         self.filter_box = Input(placeholder="show only rows that hold ...", id="filter")
@@ -147,7 +147,8 @@ class TopApp(App[None]):
         daemon = snapshot.daemon
         if daemon.pid is None:
             said = "no daemon"
-            self._warn(gone(snapshot, self._daemon_pid))
+            # A daemon that left with its last topology is no alarm.
+            self._warn(gone(snapshot, self._daemon_pid) if snapshot.running() else "")
         else:
             said = f"daemon {daemon.pid}, up {words.age(daemon.uptime_s)}"
             self._daemon_pid = daemon.pid

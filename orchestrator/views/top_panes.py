@@ -19,6 +19,7 @@ from orchestrator.wire.events import Event
 LOG_LINES_MAX = 1_000
 """Kept in the pane; the oldest go."""
 
+NOTHING = "nothing to show: `dynorch up FILE` starts a deployment"
 LOG_LINES_AT_FIRST = 200
 EVENTS_MAX = 500
 
@@ -27,8 +28,8 @@ class Detail(Static):
     """The chosen row in full: the reason isn't cut here, and the advice has room."""
 
     def show(self, row: Row | None) -> None:
-        """Describe a row."""
-        self.update(Text("") if row is None else _describe(row))
+        """Describe a row; None: there is none."""
+        self.update(Text(NOTHING, "dim") if row is None else _describe(row))
 
 
 def _describe(row: Row) -> Text:

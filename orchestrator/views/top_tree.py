@@ -100,14 +100,16 @@ class DeploymentTree(Tree[Row]):
         self._by_key = {}
         above: list[TreeNode[Row]] = [self.root]
         following = [depth for depth, _ in self._rows[1:]] + [0]
-        for (depth, row), after in zip(self._rows, following, strict=True):
+        for (depth, row), after in zip(self._rows, following, strict=False):
             del above[depth + 1 :]
             node = above[-1].add(
                 row.name, row, expand=row.key not in folded, allow_expand=after > depth
             )
             self._by_key[row.key] = node
             above.append(node)
-        if self._by_key and self.last_line >= 0:  # asking for it numbers the lines
+        if not self._by_key:
+            self.move_cursor(None)
+        elif self.last_line >= 0:  # asking for it numbers the lines
             first = self._rows[0][1].key
             self.move_cursor(self._by_key.get(at or first, self._by_key[first]))
 

@@ -19,8 +19,10 @@ PHASES: dict[str, tuple[str, Tone]] = {
     "completed": ("✓", "dim"),
     "failed": ("✗", "bad"),
     "degraded": ("◉", "warn"),
+    "running": ("●", "warn"),
+    "unsupervised": ("◉", "warn"),
 }
-"""Symbol and tone of each phase, and of each health that is no phase."""
+"""Symbol and tone of each phase, of each health that is no phase, and of life without a daemon."""
 
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -91,8 +93,10 @@ def is_unready(replica: ReplicaStatus) -> bool:
 def situation(replica: ReplicaStatus) -> str:
     """Say why a replica is where it is, in one line, with what comes next; empty if all is well."""
     said = one_line(replica.reason)
-    if not said and replica.phase == "starting":
-        said = "; ".join(filter(None, (progress(worker) for worker in replica.workers[:1])))
+    doing = progress(replica.workers[0]) if replica.workers else ""
+    if doing and replica.phase == "starting":
+        # That it was asked to start is no news beside what it does; that it crashed before is.
+        said = doing if not said or replica.cause == "requested" else f"{doing}; {said}"
     if not said and is_unready(replica):
         said = "it doesn't answer at present"
     ahead = deadline(replica.deadline)

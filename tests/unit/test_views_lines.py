@@ -4,6 +4,7 @@ import json
 import shlex
 from datetime import UTC
 
+import msgspec
 import pytest
 
 from orchestrator.core.placement import Engine
@@ -63,6 +64,9 @@ def test_an_event_is_one_line():
     assert plain(event_brief(EXITED, zone=UTC)) == (
         "22:13:20 disagg/decode-1.0#3 worker-exited stopping: killed by SIGKILL"
     )
+    up = Event(seq=1, wall=0, subject="agg/worker-0", what="phase-changed", phase="ready")
+    ready = msgspec.structs.replace(up, reason="ready")
+    assert event_text(ready, zone=UTC) == event_text(up, zone=UTC)
     verb = Event(seq=1, wall=0, subject="daemon", what="verb", reason="two\nlines")
     assert event_text(verb, zone=UTC).split("  ")[0] == "00:00:00.000"
     assert event_text(verb, zone=UTC).endswith("two lines")

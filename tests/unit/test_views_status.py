@@ -8,7 +8,7 @@ import msgspec
 from orchestrator.views.ink import Pen, plain
 from orchestrator.views.status_table import status_lines, status_text
 from orchestrator.wire import snapshot as wire
-from tests.unit.made_up import DAEMON, NO_DAEMON, SNAPSHOT, agg, replica
+from tests.unit.made_up import DAEMON, NO_DAEMON, SNAPSHOT, agg, replica, worker
 
 GOLDEN = """\
 dynorch 0.1.0: daemon pid 4711, up 2 h 05 min
@@ -60,7 +60,9 @@ def test_without_a_daemon_it_says_what_still_runs():
     assert lines[1].startswith("to do: `dynorch up FILE` takes them over")
     assert any("4811" in line for line in lines)
     nothing = wire.Snapshot(daemon=msgspec.structs.replace(DAEMON, pid=None))
-    assert status_text(nothing) == "daemon gone; nothing runs (run directory /run/dynorch)\n"
+    assert status_text(nothing) == (
+        "no daemon runs, and nothing is left running (run directory /run/dynorch)\n"
+    )
 
 
 def test_a_daemon_with_nothing_up_says_how_to_begin():
@@ -72,6 +74,20 @@ def test_a_ready_replica_that_does_not_answer_is_explained():
     assert "it doesn't answer at present" in text
     text = status_text(agg(replica("ready", routable=False, reason="its beats are missing")))
     assert "its beats are missing" in text
+
+
+def test_progress_hides_no_crash():
+    doing = [worker("agg/worker-0.0#2", pid=1, progress="loading weights")]
+    first = replica("starting", cause="requested", reason="asked to start", workers=doing)
+    assert "      loading weights\n" in status_text(agg(first))
+    again = replica("starting", cause="crash", reason="killed by SIGKILL", workers=doing)
+    assert "      loading weights; killed by SIGKILL\n" in status_text(agg(again))
+
+
+def test_a_recovered_replica_remembers_and_asks_for_nothing():
+    text = status_text(agg(replica("ready", reason="restarted: killed", advice="see its log")))
+    assert "restarted: killed" in text
+    assert "to do" not in text
 
 
 def test_an_escape_sequence_in_a_reason_reaches_no_terminal():

@@ -223,6 +223,21 @@ def test_cursor_and_folds_survive_what_comes_and_goes():
     pilot(act, agg(ready(0, 5), ready(1, 5)))
 
 
+def test_the_last_topology_may_go_and_another_come():
+    async def act(app, source, driver):
+        await driver.press("down")
+        app.show(Snapshot(daemon=DAEMON))
+        await until(driver, lambda: "disagg" not in screen(app))
+        assert app.deployment.cursor_node is None
+        assert "`dynorch up FILE` starts a deployment" in screen(app)
+        await driver.press("r", "d")  # nothing is chosen, so nothing is asked
+        assert not isinstance(app.screen, Confirm)
+        app.show(SNAPSHOT)
+        await until(driver, lambda: "cache-0" in screen(app))
+
+    pilot(act)
+
+
 def test_a_change_of_words_rebuilds_nothing():
     async def act(app, source, driver):
         nodes = list(app.deployment._by_key.values())
