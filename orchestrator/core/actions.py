@@ -12,7 +12,10 @@ from orchestrator.core.events import kebab
 
 
 class Spawn(msgspec.Struct, frozen=True, tag=kebab):
-    """Give birth to this member. Answered by `Spawned` or `SpawnFailed`, exactly once."""
+    """Give birth to this member. Answered by `Spawned` or `SpawnFailed`, once, and always.
+
+    A zygote that dies with births in hand is a `SpawnFailed` for each that didn't come about.
+    """
 
     member: int
     incarnation: int
@@ -38,7 +41,8 @@ class Stop(msgspec.Struct, frozen=True, tag=kebab):
 class Kill(msgspec.Struct, frozen=True, tag=kebab):
     """Kill the member's whole tree now, with or without a shim.
 
-    Answered by `TreeEmptied`, also when nothing was found; by `TreeStuck` as long as it won't go.
+    Answered by `TreeEmptied`, also when nothing was found; by `TreeStuck` if it won't go. Never
+    ordered before the birth is confirmed.
     """
 
     member: int

@@ -16,6 +16,7 @@ from orchestrator.core.events import (
     Event,
     ExitFacts,
     MainExited,
+    ShimLost,
     Spawned,
     SpawnFailed,
     StartRequested,
@@ -41,7 +42,11 @@ class Nothing(msgspec.Struct, frozen=True, tag="nothing"):
     """The host made sure that no process of this life exists, and there is no exit record."""
 
 
-Found = Alive | Ended | Nothing
+class Orphaned(msgspec.Struct, frozen=True, tag="orphaned"):
+    """The shim is dead, but some of its tree lives."""
+
+
+Found = Alive | Ended | Orphaned | Nothing
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -58,12 +63,13 @@ decode = msgspec.json.Decoder(Saved).decode
 def adopt(saved: Saved, boot: str, found: Sequence[Found]) -> tuple[State, list[Event]]:
     """Return the state to continue from, and the events to feed it in order.
 
-    `found` holds one entry for each of the state's members. Actions that result are performed as
-    always.
+    `found` holds one entry for each of the state's members; after a reboot it isn't looked at.
+    Actions that result are performed as always.
     """
-    state = saved.state
-    if saved.boot != boot:
-        return after_reboot(state)
+    state = saved.state if saved.boot == boot else after_reboot(saved.state)
+    if state.phase is Phase.STOPPED:
+        wanted = state.want is Want.UP
+        return state, [StartRequested(state.intent + 1) if wanted else DaemonRestarted()]
     assert len(found) == len(state.members), f"{state.name}: {len(found)} facts for its members"
     events: list[Event] = []
     for index, fact in enumerate(found):
@@ -85,15 +91,20 @@ def member_events(state: State, index: int, fact: Found) -> list[Event]:
         return [TreeEmptied(index, incarnation, fact.facts)]
     events: list[Event] = []
     if stage is Stage.ORDERED:
-        events.append(Spawned(index, incarnation, fact.pid))
+        pid = fact.pid if isinstance(fact, Alive) else 0
+        events.append(Spawned(index, incarnation, pid))
+    if isinstance(fact, Orphaned):
+        return [*events, ShimLost(index, incarnation)]
     if fact.exited is not None and stage is not Stage.EXITED:
         events.append(MainExited(index, incarnation, fact.exited))
     return events
 
 
-def after_reboot(state: State) -> tuple[State, list[Event]]:
-    """Begin anew: want, intent and incarnation are kept, the rest belonged to another boot."""
-    fresh = State(name=state.name, intent=state.intent, incarnation=state.incarnation)
-    if state.want is Want.DOWN or state.phase is Phase.COMPLETED:
-        return fresh, []
-    return fresh, [StartRequested(state.intent + 1)]
+def after_reboot(state: State) -> State:
+    """Begin anew: want, intent and incarnation are kept, the rest belonged to another boot.
+
+    Stopped but wanted up is a state of its own: should this daemon die too before it has started
+    the replica, the next one still knows.
+    """
+    want = Want.DOWN if state.phase is Phase.COMPLETED else state.want
+    return State(name=state.name, want=want, intent=state.intent, incarnation=state.incarnation)

@@ -27,7 +27,7 @@ from orchestrator.core.events import (
     TreeEmptied,
     TreeStuck,
 )
-from orchestrator.core.facts import empty, exited, explain, fault, ready_s, sharpen, stuck
+from orchestrator.core.facts import empty, exited, explain, fault, ready_s, sharpen, stuck, unborn
 from orchestrator.core.moves import Step, with_member
 from orchestrator.core.policy import Policy
 from orchestrator.core.reasons import Cause, Reason
@@ -191,6 +191,16 @@ def fail_by_loss(state: State, event: ShimLost, now: float, policy: Policy) -> S
     return moves.fail(state, fault(state, event.member, reason, now), now, policy)
 
 
+def fail_by_silence_if_ready(state: State, event: LeaseExpired, now: float, policy: Policy) -> Step:
+    """A member that is ready waits for its gang and must beat; one that loads may be too busy to.
+
+    Loading can hold the interpreter for long; there the start's deadline rules.
+    """
+    if not state.members[event.member].ready:
+        return state, ()
+    return fail_by_silence(state, event, now, policy)
+
+
 def fail_by_silence(state: State, event: LeaseExpired, now: float, policy: Policy) -> Step:
     """It doesn't beat, so it counts as dead, and is made so."""
     return moves.fail(state, fault(state, event.member, event.reason, now), now, policy)
@@ -202,22 +212,19 @@ def fail_by_silence(state: State, event: LeaseExpired, now: float, policy: Polic
 def note_missed(state: State, event: LeaseMissed, now: float, policy: Policy) -> Step:
     """One member's beats are missing: the gang leaves routing, nobody is killed."""
     state = with_member(state, event.member, replace(state.members[event.member], overdue=True))
-    sentence = f"member {event.member} has stopped beating; not routable until it does"
-    return replace(state, reason=Reason(Cause.UNREADY, sentence)), ()
+    return moves.show_readiness(state), ()
 
 
 def note_recovered(state: State, event: LeaseRecovered, now: float, policy: Policy) -> Step:
     """It beats again."""
     state = with_member(state, event.member, replace(state.members[event.member], overdue=False))
-    if any(member.overdue for member in state.members):
-        return state, ()
-    return replace(state, reason=moves.READY), ()
+    return moves.show_readiness(state), ()
 
 
 def forget_leases(state: State, event: Event, now: float, policy: Policy) -> Step:
     """A new daemon judges the beats anew."""
     members = tuple(replace(member, overdue=False) for member in state.members)
-    return replace(state, members=members, reason=moves.READY), ()
+    return moves.show_readiness(replace(state, members=members)), ()
 
 
 # ---- while it drains ---------------------------------------------------------------------------
@@ -290,15 +297,10 @@ def note_stuck(state: State, event: TreeStuck, now: float, policy: Policy) -> St
 def escalate(state: State, event: Event, now: float, policy: Policy) -> Step:
     """Grace is over: kill. Killed long enough ago: say so, and kill again."""
     assert state.deadline is not None, "the gate lets only the armed deadline through"
-    if state.deadline.what is Await.KILL:
-        state = state if state.unkillable else stuck(state, "")
+    if state.deadline.what is Await.KILL and not state.unkillable:
+        state = stuck(state, unborn(state))
     state, armed = moves.arm(state, Await.KILL, now + policy.stop.kill_timeout_s)
-    unborn = tuple(
-        Kill(index, state.incarnation)
-        for index, member in enumerate(state.members)
-        if member.stage is Stage.ORDERED
-    )
-    return state, armed + moves.kills(state) + unborn
+    return state, armed + moves.kills(state)
 
 
 # ---- a new daemon takes over -------------------------------------------------------------------
@@ -308,6 +310,12 @@ def resume(state: State, event: Event, now: float, policy: Policy) -> Step:
     """Arm the deadline that the old daemon had; the clock ran on."""
     assert state.deadline is not None, "only phases at rest have none"
     return state, (ArmDeadline(state.deadline.serial, state.deadline.at),)
+
+
+def resume_start(state: State, event: Event, now: float, policy: Policy) -> Step:
+    """Go on waiting for the start; a new daemon judges the beats anew."""
+    state, _ = forget_leases(state, event, now, policy)
+    return resume(state, event, now, policy)
 
 
 def resume_drain(state: State, event: Event, now: float, policy: Policy) -> Step:

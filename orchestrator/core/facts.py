@@ -55,7 +55,7 @@ def explain(state: State, index: int, facts: ExitFacts, ready_for_s: float | Non
 def sharpen(state: State, index: int, facts: ExitFacts) -> State:
     """Explain the first failure again now that its whole tree has left its log behind."""
     first = state.fault
-    if first is None or first.member != index or not first.exited:
+    if first is None or first.member != index or not first.exited or facts.status is None:
         return state
     reason = explain(state, index, facts, first.ready_s)
     state = replace(state, fault=replace(first, reason=reason), last_failure=reason)
@@ -70,3 +70,12 @@ def stuck(state: State, who: str) -> State:
     advice = "it goes when what it waits for in the kernel ends; else reboot"
     reason = Reason(Cause.UNKILLABLE, f"killed, but not gone{detail}", advice, who)
     return replace(state, unkillable=True, reason=reason)
+
+
+def unborn(state: State) -> str:
+    """Name the members whose birth nobody has confirmed or denied; empty if there are none."""
+    return ", ".join(
+        f"member {index} isn't born yet"
+        for index, member in enumerate(state.members)
+        if member.stage is Stage.ORDERED
+    )

@@ -43,9 +43,8 @@ def grant(now: float) -> Lease:
 
 def renew(lease: Lease, now: float) -> tuple[Lease, Verdict | None]:
     """Note a beat. FRESH as second value when the worker had missed some: it is back."""
-    back = Verdict.FRESH if lease.verdict is Verdict.MISSED else None
-    verdict = Verdict.EXPIRED if lease.verdict is Verdict.EXPIRED else Verdict.FRESH
-    return Lease(looked_at=now, verdict=verdict), back
+    back = None if lease.verdict is Verdict.FRESH else Verdict.FRESH
+    return Lease(looked_at=now), back
 
 
 def judge(lease: Lease, now: float, policy: LeasePolicy) -> tuple[Lease, Verdict | None]:
@@ -62,7 +61,7 @@ def judge(lease: Lease, now: float, policy: LeasePolicy) -> tuple[Lease, Verdict
 
 
 def next_look_at(lease: Lease, policy: LeasePolicy) -> float | None:
-    """When to judge again; None once it has expired, for nothing more can be said."""
+    """Say when to judge again; None once it has expired: only a beat can change that."""
     if lease.verdict is Verdict.EXPIRED:
         return None
     return lease.looked_at + max(LISTEN_S, policy.period_s)

@@ -115,7 +115,19 @@ def ready_if_all_are(state: State, now: float, policy: Policy) -> Step:
             return state, ()
     counters = restart.after_ready(state.counters)
     state = replace(state, ready_at=now, counters=counters)
-    return disarm(enter(state, Phase.READY, READY, now))
+    return disarm(show_readiness(enter(state, Phase.READY, READY, now)))
+
+
+def show_readiness(state: State) -> State:
+    """Say of a ready replica whether it is routable, and if not, because of whom."""
+    if state.phase is not Phase.READY:
+        return state
+    overdue = [index for index, member in enumerate(state.members) if member.overdue]
+    if not overdue:
+        return replace(state, reason=READY)
+    who = "it has" if len(state.members) == 1 else f"member {overdue[0]} has"
+    sentence = f"{who} stopped beating; not routable until it does again"
+    return replace(state, reason=Reason(Cause.UNREADY, sentence))
 
 
 # ---- towards an end ----------------------------------------------------------------------------

@@ -99,12 +99,15 @@ TABLE: dict[Phase, dict[type[Event], Cell]] = {
         Spawned: cell(cells.note_birth, STARTING, READY),
         SpawnFailed: cell(cells.fail_at_birth, STOPPING),
         BecameReady: cell(cells.note_ready, STARTING, READY),
+        LeaseMissed: cell(cells.note_missed, STARTING),
+        LeaseRecovered: cell(cells.note_recovered, STARTING),
+        LeaseExpired: cell(cells.fail_by_silence_if_ready, STARTING, STOPPING),
         SaidBye: cell(cells.note_bye, STARTING),
         MainExited: cell(cells.fail_by_exit, STOPPING),
         TreeEmptied: cell(cells.fail_by_empty, STOPPING),
         ShimLost: cell(cells.fail_by_loss, STOPPING),
         DeadlineReached: cell(cells.fail_by_timeout, STOPPING),
-        DaemonRestarted: cell(cells.resume, STARTING),
+        DaemonRestarted: cell(cells.resume_start, STARTING),
     },
     READY: {
         StartRequested: cell(cells.want_up, READY),
@@ -169,10 +172,6 @@ IGNORED: frozenset[Key] = frozenset(
         (STOPPED, DaemonRestarted),
         (COMPLETED, DaemonRestarted),
         (FAILED, DaemonRestarted),
-        # While it starts, the start's deadline rules: loading may hold the interpreter for long.
-        (STARTING, LeaseMissed),
-        (STARTING, LeaseRecovered),
-        (STARTING, LeaseExpired),
         # It isn't routable any more, or not for long; whether beats are missing changes nothing.
         (DRAINING, LeaseMissed),
         (DRAINING, LeaseRecovered),

@@ -1,0 +1,276 @@
+"""An accountant that never looks at the core's books.
+
+It hears what the daemon heard and sees what was ordered, and keeps its own simple account: what was
+wished last, whether a life is open, why it ended, how often that has happened. From this it says
+which phase must be shown, whether a spawn was allowed at that moment, and whether giving up was
+due. Numbers are written out here, not read from the policy's defaults.
+"""
+
+from dataclasses import dataclass, field
+
+from orchestrator.core import actions as a
+from orchestrator.core import events as e
+from orchestrator.core.policy import Restart
+from orchestrator.core.state import Phase
+
+ALLOWED = {"config": 0, "oom-load": 1, "start-timeout": 1, "port-in-use": 3, "start-crash": 2}
+BEFORE_READY = {"config", "oom-load", "port-in-use"}
+LOG_SAYS = {"CUDA out of memory": "oom-load", "Address already in use": "port-in-use"}
+CONFIG_EXITS = {2, 127}
+EPSILON = 1e-6
+
+
+@dataclass
+class Book:
+    """One incarnation."""
+
+    incarnation: int
+    size: int
+    opened_at: float
+    born: set = field(default_factory=set)
+    ready: set = field(default_factory=set)
+    empty: set = field(default_factory=set)
+    byes: dict = field(default_factory=dict)
+    ready_at: float | None = None
+    asked: bool = False
+    completing: bool = False
+    cause: str | None = None
+    culprit: int = -1
+    by_exit: bool = False
+
+
+@dataclass
+class Ledger:
+    name: str
+    policy: object
+    has_needs: bool
+    wish: str | None = None
+    intent: int = 0
+    book: Book | None = None
+    incarnation: int = 0
+    row: int = 0
+    tallies: dict = field(default_factory=dict)
+    failures: list = field(default_factory=list)
+    earliest: float = 0.0
+    latest: float = 0.0
+    exhausted: bool = False
+    completed: bool = False
+    undisturbed: bool = True
+
+    # -- what is heard --------------------------------------------------------------------------
+
+    def observe(self, event, before, after, actions, now) -> None:
+        news = self.is_news(event)
+        if not news:
+            assert after == before, f"{self.name}: moved by outdated {event}"
+        else:
+            self.hear(event, now)
+        if isinstance(event, e.DeadlineReached):
+            self.hear_deadline(before, actions, now)
+        spawns = [action for action in actions if isinstance(action, a.Spawn)]
+        if spawns:
+            self.open(spawns, now)
+        self.check_phase(after)
+
+    def is_news(self, event) -> bool:
+        if isinstance(event, e.StartRequested | e.StopRequested | e.RestartRequested):
+            return event.intent > self.intent
+        if not hasattr(event, "incarnation"):
+            return True
+        book = self.book
+        if book is None or event.incarnation != book.incarnation or event.member in book.empty:
+            return False
+        return not (isinstance(event, e.Spawned | e.SpawnFailed) and event.member in book.born)
+
+    def hear(self, event, now) -> None:
+        if isinstance(event, e.StartRequested | e.StopRequested | e.RestartRequested):
+            self.hear_request(event, now)
+            return
+        book = self.book
+        if book is None or not hasattr(event, "member"):
+            return
+        if isinstance(event, e.SaidBye):
+            book.byes[event.member] = event.code
+        elif isinstance(event, e.Spawned):
+            book.born.add(event.member)
+        elif isinstance(event, e.BecameReady):
+            book.ready.add(event.member)
+        elif isinstance(event, e.LeaseExpired):
+            if event.member in book.ready or book.ready_at is not None:
+                self.blame(event.member, "unhealthy", now)
+        elif isinstance(event, e.ShimLost):
+            self.blame(event.member, "lost", now)
+        elif isinstance(event, e.SpawnFailed):
+            why = {"interrupted": "interrupted", "ENOENT": "config", "": "start-crash"}
+            self.blame(event.member, why[event.code], now)
+        elif isinstance(event, e.MainExited):
+            self.hear_exit(event.member, e.ExitFacts(status=event.status), now)
+        elif isinstance(event, e.TreeEmptied):
+            self.hear_empty(event, now)
+        self.see_ready(now)
+        if isinstance(event, e.SpawnFailed | e.TreeEmptied):
+            book.empty.add(event.member)
+            if len(book.empty) == book.size:
+                self.close(now)
+
+    def hear_request(self, event, now) -> None:
+        self.intent = event.intent
+        stops = isinstance(event, e.StopRequested)
+        self.wish = "down" if stops else "up"
+        book = self.book
+        if book is not None:
+            dying = book.cause is not None or book.completing
+            if stops or isinstance(event, e.RestartRequested) or dying:
+                book.asked = True
+        self.exhausted = self.completed = False
+        if not stops:
+            self.row, self.tallies, self.failures = 0, {}, []
+            if book is not None:
+                book.cause, book.completing = None, False
+            self.earliest, self.latest = now, now
+
+    def hear_exit(self, member, facts, now) -> None:
+        book = self.book
+        if book.asked or book.completing or book.cause is not None:
+            return
+        if facts.status == 0 and not facts.exec_error and self.ends_well():
+            book.completing = True
+            return
+        self.blame(member, self.classify(member, facts), now)
+        book.by_exit = True
+
+    def hear_empty(self, event, now) -> None:
+        book = self.book
+        self.hear_exit(event.member, event.facts, now)
+        refinable = book.by_exit and book.culprit == event.member and book.cause is not None
+        if refinable and event.facts.status is not None:
+            book.cause = self.classify(event.member, event.facts)
+
+    def hear_deadline(self, before, actions, now) -> None:
+        """A start that is given up without any news must have taken its full time."""
+        book = self.book
+        kills = [action for action in actions if isinstance(action, a.Kill)]
+        if before.phase is Phase.STARTING and book is not None and self.is_well(book):
+            late = now - book.opened_at >= 1800 - EPSILON
+            if not late:
+                assert not kills, f"{self.name}: start given up after {now - book.opened_at:.0f} s"
+                return
+            late_member = next(i for i in range(book.size) if i not in book.ready)
+            self.blame(late_member, "start-timeout", now)
+
+    def ends_well(self) -> bool:
+        return self.policy.oneshot or self.policy.restart is not Restart.ALWAYS
+
+    # -- the account ----------------------------------------------------------------------------
+
+    def is_well(self, book) -> bool:
+        return not (book.asked or book.completing or book.cause is not None)
+
+    def blame(self, member, cause, now) -> None:
+        book = self.book
+        if self.is_well(book):
+            book.cause, book.culprit = cause, member
+            book.ended_at = now
+
+    def classify(self, member, facts) -> str:
+        started = self.book.ready_at is not None
+        if facts.exec_error:
+            return "config"
+        said = self.book.byes.get(member)
+        if said is not None:
+            return "crash" if started and said in BEFORE_READY else said
+        if not started:
+            for line, cause in LOG_SAYS.items():
+                if line in facts.tail:
+                    return cause
+        if facts.status is None:
+            return "lost"
+        if started:
+            return "crash"
+        return "config" if facts.status >> 8 in CONFIG_EXITS else "start-crash"
+
+    def see_ready(self, now) -> None:
+        book = self.book
+        if book is None or book.ready_at is not None or not self.is_well(book):
+            return
+        needed = book.born & book.ready if self.policy.has_readiness else book.born
+        if len(needed) == book.size:
+            book.ready_at = now
+            self.tallies = {}
+
+    def close(self, now) -> None:
+        book, self.book = self.book, None
+        self.earliest = self.latest = now
+        self.undisturbed = True
+        if self.wish == "down":
+            return
+        if book.completing:
+            self.completed = True
+        elif not book.asked and book.cause != "interrupted":
+            self.charge(book, now)
+
+    def charge(self, book, now) -> None:
+        if self.policy.restart is Restart.NEVER:
+            self.exhausted = True
+            return
+        ready_s = None if book.ready_at is None else book.ended_at - book.ready_at
+        rested = ready_s is not None and ready_s >= 600
+        self.row = 1 if rested else self.row + 1
+        if ready_s is not None and book.cause != "config":
+            self.failures.append(book.ended_at)
+            worth = sum(0.5 ** ((book.ended_at - when) / 1800) for when in self.failures)
+            self.exhausted = worth > 5
+        else:
+            count = self.tallies[book.cause] = self.tallies.get(book.cause, 0) + 1
+            self.exhausted = count > ALLOWED.get(book.cause, 2)
+        pause_s = 0 if rested else min(60, 2 ** (self.row - 1))
+        self.earliest, self.latest = now + 0.9 * pause_s, now + 1.1 * pause_s
+
+    def open(self, spawns, now) -> None:
+        numbers = {spawn.incarnation for spawn in spawns}
+        assert self.book is None, f"{self.name}: spawned while a life is open"
+        assert self.wish == "up", f"{self.name}: spawned although it was to be down"
+        assert not self.exhausted, f"{self.name}: spawned after it had failed for good"
+        assert not self.completed, f"{self.name}: spawned after its work was done"
+        assert len(numbers) == 1 and min(numbers) > self.incarnation, f"{self.name}: {numbers}"
+        assert [spawn.member for spawn in spawns] == list(range(self.policy.members))
+        assert now >= self.earliest - EPSILON, f"{self.name}: {self.earliest - now:.2f} s too soon"
+        if self.undisturbed and not self.has_needs:
+            assert now <= self.latest + EPSILON, f"{self.name}: {now - self.latest:.2f} s too late"
+        self.incarnation = numbers.pop()
+        self.book = Book(self.incarnation, len(spawns), now)
+
+    def daemon_died(self, *, rebooted: bool) -> None:
+        self.undisturbed = False
+        if not rebooted:
+            return
+        self.book = None
+        finished = self.completed
+        self.row, self.tallies, self.failures = 0, {}, []
+        self.exhausted = self.completed = False
+        self.earliest = self.latest = 0.0
+        if finished:
+            self.wish = "down"
+
+    # -- the verdict ----------------------------------------------------------------------------
+
+    def check_phase(self, state) -> None:
+        expected = self.expected()
+        assert state.phase in expected, (
+            f"{self.name} is {state.phase.value}, should be "
+            f"{' or '.join(phase.value for phase in expected)}"
+        )
+
+    def expected(self) -> set:
+        book = self.book
+        if book is None:
+            if self.wish != "up":
+                return {Phase.STOPPED}
+            if self.exhausted:
+                return {Phase.FAILED}
+            return {Phase.COMPLETED} if self.completed else {Phase.WAITING}
+        if book.cause is not None or book.completing:
+            return {Phase.STOPPING}
+        if book.asked:
+            return {Phase.DRAINING, Phase.STOPPING}
+        return {Phase.STARTING} if book.ready_at is None else {Phase.READY}
