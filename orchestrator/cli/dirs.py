@@ -50,17 +50,22 @@ class Dirs(NamedTuple):
 
     def remains(self) -> Snapshot:
         """A snapshot without a daemon: what the shims' files say still runs."""
-        grouped: dict[str, dict[str, list[ReplicaStatus]]] = {}
-        for life in self.living():
-            roles = grouped.setdefault(life.life.of.topology, {})
-            roles.setdefault(life.life.of.role, []).append(_remaining(life))
+        grouped: dict[str, dict[str, dict[int, list[FoundLife]]]] = {}
+        for life in sorted(self.living(), key=lambda found: found.life):
+            of = life.life.of
+            roles = grouped.setdefault(of.topology, {})
+            roles.setdefault(of.role, {}).setdefault(of.replica, []).append(life)
         topologies = [
             TopologyStatus(
                 name=name,
                 health="unsupervised",
                 reason="the daemon is gone; what runs goes on, and `dynorch up` takes it over",
                 roles=[
-                    RoleStatus(name=role, kind="unknown", replicas=replicas)
+                    RoleStatus(
+                        name=role,
+                        kind="unknown",
+                        replicas=[_remaining(members) for members in replicas.values()],
+                    )
                     for role, replicas in roles.items()
                 ],
             )
@@ -72,15 +77,22 @@ class Dirs(NamedTuple):
         return Snapshot(daemon=daemon, topologies=topologies)
 
 
-def _remaining(life: FoundLife) -> ReplicaStatus:
-    main = life.record.main
-    worker = WorkerStatus(id=str(life.life), pid=main.pid if main else None, log=life.record.log)
+def _remaining(members: list[FoundLife]) -> ReplicaStatus:
+    """One replica of which these members still run."""
+    first = members[0].life
     return ReplicaStatus(
-        index=life.life.of.replica,
+        index=first.of.replica,
         phase="running",
         want="up",
-        incarnation=life.life.incarnation,
-        workers=[worker],
+        incarnation=first.incarnation,
+        workers=[
+            WorkerStatus(
+                id=str(member.life),
+                pid=member.record.main.pid if member.record.main else None,
+                log=member.record.log,
+            )
+            for member in members
+        ],
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,18 @@ def plan(file: Path, engine: str, gpus: str | None, *, as_json: bool) -> int:
         fail("\n".join(f"{topology.name}/{refusal}" for refusal in placements))
     planned = build_plan(topology, placements)
     if as_json:
-        print(json.dumps(msgspec.to_builtins(planned, str_keys=True), indent=2))
+        print(json.dumps(plain_plan(planned, masked), indent=2))
     else:
         sys.stdout.write(plan_text(planned, masked))
     return 0
+
+
+def plain_plan(planned: Any, mask: Callable[[dict[str, str]], dict[str, str]]) -> Any:
+    """The plan as plain data, secrets masked as in the text."""
+    plain = msgspec.to_builtins(planned, str_keys=True)
+    for worker in plain["workers"]:
+        worker["env"] = mask(worker["env"])
+    return plain
 
 
 def engine_choice(engine: str) -> Any:

@@ -46,7 +46,7 @@ class Follower:
     """Watches one topology through the daemon."""
 
     def __init__(self, client: Client, name: str) -> None:
-        self._client = client
+        self.client = client
         self._name = name
         self._subscription: Subscription = client.subscribe()
         self.progress = Progress(name, sys.stdout)
@@ -54,7 +54,7 @@ class Follower:
 
     def look(self) -> Snapshot:
         """Ask once. Raises NoDaemonError when the daemon is gone."""
-        snapshot: Snapshot = decode_data(self._client.call("status"), Snapshot)
+        snapshot: Snapshot = decode_data(self.client.call("status"), Snapshot)
         self.last = snapshot
         return snapshot
 

@@ -1,7 +1,6 @@
-"""Verbs that change something and then watch it happen: `up`, `down`, `restart`, `start`, `stop`."""
+"""Verbs that change something and then watch it happen: `up`, `down`, `restart` and the like."""
 
 import os
-import sys
 from pathlib import Path
 
 from orchestrator.cli.dirs import Dirs, dirs
@@ -13,18 +12,11 @@ from orchestrator.daemon.absence import NoDaemonError
 from orchestrator.daemon.client import Client, call_or_start
 from orchestrator.views.banner import trouble, up_banner
 from orchestrator.views.event_line import event_line
-from orchestrator.views.ink import Line, Pen
 from orchestrator.wire.messages import Reply
 from orchestrator.wire.snapshot import TopologyStatus
 
 TAIL_LINES = 10
 ORDER_S = 3600.0
-
-
-def show(lines: list[Line]) -> None:
-    """Print lines in the terminal's way."""
-    sys.stdout.write(Pen.of(sys.stdout).draw(lines))
-    sys.stdout.flush()
 
 
 def checked(reply: Reply) -> Reply:
@@ -56,6 +48,7 @@ def up(file: Path, engine: str, *, detach: bool) -> int:
             if detach:
                 print(f"\nstill starting; `dynorch down {topology.name}` stops it")
                 return INTERRUPTED
+            follower.progress.say([])
             return _end(client, here, topology.name)
         except NoDaemonError:
             fail(
@@ -70,15 +63,14 @@ def _stay(follower: Follower, name: str, *, detach: bool) -> int:
     if settled is None:
         fail(f"{name} was taken down while it started")
     if settled.health != "ready":
-        show(trouble(settled, _last_lines(settled)))
+        follower.progress.say(trouble(settled, _last_lines(settled)))
         if detach:
             return 1
-        raise_for_down = settled.health == "failed"
-        if raise_for_down:
+        if settled.health == "failed":
             _quiet_down(follower, name)
             return 1
     else:
-        show(up_banner(follower.last, name, foreground=not detach))
+        follower.progress.say(up_banner(follower.last, name, foreground=not detach))
     if detach:
         return 0
     return _watch(follower, name)
@@ -95,7 +87,7 @@ def _watch(follower: Follower, name: str) -> int:
             print(f"{name} was taken down")
             return 0
         if topology.health == "failed" and not moving(topology):
-            show(trouble(topology, _last_lines(topology)))
+            follower.progress.say(trouble(topology, _last_lines(topology)))
             _quiet_down(follower, name)
             return 1
 

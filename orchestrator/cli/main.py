@@ -57,7 +57,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def options(
-    _version_: Annotated[
+    _show_version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
     run_dir: Annotated[

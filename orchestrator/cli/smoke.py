@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from orchestrator.wire.snapshot import Snapshot, TopologyStatus
 
 REQUEST_S = 120.0
 GONE_S = 5.0
+SHM = Path("/dev/shm")  # noqa: S108  only looked at
 
 
 class SmokeError(Exception):
@@ -36,7 +38,7 @@ def smoke(file: Path, engine: str) -> int:
     """Up, requests, down, nothing left. The exit status tells."""
     root = Path(tempfile.mkdtemp(prefix="dynorch-smoke-"))
     os.environ["DYNORCH_RUN_DIR"], os.environ["DYNORCH_STATE_DIR"] = f"{root}/run", f"{root}/state"
-    shm = set(os.listdir("/dev/shm"))
+    shm = _shm_names()
     passed = False
     try:
         passed = _steps(file, engine, shm)
@@ -55,8 +57,8 @@ def _steps(file: Path, engine: str, shm: set[str]) -> bool:
         found.append(snapshot(dirs()))
         for topology in found[0].topologies:
             for model in topology.models:
-                _step(f"{model}: answers", lambda t=topology, m=model: _answers(t, m))
-                _step(f"{model}: streams", lambda t=topology, m=model: _streams(t, m))
+                _step(f"{model}: answers", partial(_answers, topology, model))
+                _step(f"{model}: streams", partial(_streams, topology, model))
         ok = True
     except (SmokeError, OSError) as error:
         print(f"smoke: {error}")
@@ -138,13 +140,17 @@ def _nothing_left(before: Snapshot, shm: set[str]) -> str:
 def _left(before: Snapshot, shm: set[str]) -> list[str]:
     pids = [worker.pid for worker in before.running()] + [before.daemon.pid]
     left = [f"pid {pid}" for pid in pids if pid is not None and _alive(pid)]
-    left += [f"/dev/shm/{name}" for name in set(os.listdir("/dev/shm")) - shm]
+    left += [str(SHM / name) for name in _shm_names() - shm]
     for topology in before.topologies:
         if topology.endpoint:
             host, _, port = topology.endpoint.removeprefix("http://").rpartition(":")
             taken = trouble_with(int(port), host)
             left += [taken] if taken else []
     return left
+
+
+def _shm_names() -> set[str]:
+    return {entry.name for entry in SHM.iterdir()}
 
 
 def _alive(pid: int) -> bool:

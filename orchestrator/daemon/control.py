@@ -26,7 +26,9 @@ OnVerb = Callable[[messages.Verb], Awaitable[messages.Reply]]
 class Control:
     """Owns the ROUTER. `on_verb` runs as a task of its own; `on_worker` is called at once."""
 
-    def __init__(self, context: Context, endpoint: str, on_worker: OnWorker, on_verb: OnVerb):
+    def __init__(
+        self, context: Context, endpoint: str, on_worker: OnWorker, on_verb: OnVerb
+    ) -> None:
         self._socket = make_socket(context, zmq.ROUTER)
         self._endpoint = endpoint
         self._on_worker = on_worker

@@ -139,10 +139,10 @@ class Hearing:
             if verdict is lease.Verdict.MISSED:
                 self._post(life, events.LeaseMissed(life.member, life.incarnation))
             elif verdict is lease.Verdict.EXPIRED:
-                self._post(life, self._expired(unit, life, heard.lease))
+                self._post(life, self._expired(life, heard.lease))
         self._arm()
 
-    def _expired(self, unit: Unit, life: LifeId, held: lease.Lease) -> events.LeaseExpired:
+    def _expired(self, life: LifeId, held: lease.Lease) -> events.LeaseExpired:
         reason = Reason(
             Cause.UNHEALTHY,
             f"{life.worker} sent no heartbeat for {held.silent_s:.0f} s: stopped or frozen",

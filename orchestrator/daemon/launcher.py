@@ -117,7 +117,7 @@ class Launcher:
             life=str(life), nonce=nonce, directory=str(directory), env=env, log_path=str(log),
             log_max_bytes=unit.spec.log_max_bytes, log_backups=unit.spec.log_backups,
             cwd=planned.cwd or unit.spec.cwd, grace_s=policy.stop.grace_s,
-            linger_s=policy.stop.linger_s, nofile=NOFILE, **spawn,  # type: ignore[arg-type]
+            linger_s=policy.stop.linger_s, nofile=NOFILE, **spawn,
         )  # fmt: skip
 
     def _blob(self, life: LifeId, planned: PlannedWorker, directory: Path) -> bytes:

@@ -49,7 +49,6 @@ from orchestrator.wire.messages import FromWorker, Reply, Verb
 from orchestrator.wire.snapshot import Snapshot, TopologyStatus
 from orchestrator.wire.sockets import Context
 
-
 REFUSED_S = 1.0
 """After a refused `up`, an on-demand daemon with nothing to do ends this much later."""
 

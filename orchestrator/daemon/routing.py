@@ -33,7 +33,7 @@ def routes_of(unit: Unit) -> list[Route]:
                     unit.spec.kind,
                     heard.hello.endpoint,
                     heard.hello.models,
-                )  # fmt: skip
+                )
             )
     return found
 
@@ -41,11 +41,9 @@ def routes_of(unit: Unit) -> list[Route]:
 def blocked(unit: Unit, now: float) -> Blocked:
     """Why nothing of this unit can be used, and when to ask again."""
     deadline = unit.state.deadline
-    wait_s = (
-        max(RETRY_AFTER_S, deadline.at - now)
-        if unit.state.not_before > now and deadline
-        else (RETRY_AFTER_S)
-    )
+    wait_s = RETRY_AFTER_S
+    if deadline is not None and unit.state.not_before > now:
+        wait_s = max(wait_s, deadline.at - now)
     return Blocked(
         str(unit.id), unit.spec.kind, [unit.spec.model], unit.state.phase.value,
         str(unit.state.reason), wait_s,

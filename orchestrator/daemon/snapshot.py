@@ -74,7 +74,7 @@ def replica(unit: Unit, now: float) -> snapshot.ReplicaStatus:
         since_s=max(0.0, now - state.entered_at),
         routable=unit.routable,
         deadline=deadline_of(state, now),
-        workers=[worker(unit, member) for member in range(len(state.members))],
+        workers=[worker(unit, member) for member in range(len(unit.spec.members))],
     )
 
 

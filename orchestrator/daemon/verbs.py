@@ -21,7 +21,7 @@ from orchestrator.daemon.deployments import Deployments
 from orchestrator.daemon.machine import machine, objections
 from orchestrator.daemon.supervisor import Supervisor
 from orchestrator.daemon.targets import matching
-from orchestrator.topology.load import Invalid, parse
+from orchestrator.topology.load import FILE_BYTES_MAX, Invalid, parse
 from orchestrator.topology.not_built import not_built
 from orchestrator.topology.schema import Topology
 from orchestrator.wire.messages import Reply, Verb
@@ -47,6 +47,15 @@ class RefusedError(Exception):
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
         self.reply = Reply(code=code, text=text)
+
+
+def read_text(path: Path) -> str:
+    """A topology file's content; RefusedError when it can't be had. `read` bounds what it says."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(FILE_BYTES_MAX)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RefusedError(INVALID, f"{path}: can't be read: {error}") from error
 
 
 def read(kept: Kept) -> tuple[Topology, Plan]:
@@ -104,11 +113,7 @@ class Verbs:
 
     async def _up(self, args: dict[str, Any]) -> Reply:
         up = msgspec.convert(args, Up)
-        path = Path(up.file)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RefusedError(INVALID, f"{path}: can't be read: {error}") from error
+        text = await asyncio.to_thread(read_text, Path(up.file))
         inventory = await asyncio.to_thread(machine)
         kept = Kept(
             file=up.file, text=text, variables=up.variables, engine=up.engine, inventory=inventory

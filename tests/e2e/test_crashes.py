@@ -1,0 +1,232 @@
+"""Whatever is killed comes back, explained, with nothing of the old life left."""
+
+import os
+import re
+import signal
+import threading
+from pathlib import Path
+
+from openai import OpenAI, OpenAIError
+
+from tests.e2e.conftest import alive, zombie
+from tests.e2e.test_up_down import AGG, client_of, request
+from tests.eventually import eventually
+
+ASK = {"model": "tiny", "prompt": "x", "max_tokens": 4}
+
+
+def answers(dynorch) -> bool:
+    return request(dynorch, "/v1/completions", ASK)[0] == 200
+
+
+def shim_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def sessions(sid: int) -> list[int]:
+    """Living processes of a session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == sid and fields[0] not in "ZX":
+                found.append(int(entry.name))
+    return found
+
+
+def test_kill_of_a_shim_restarts_its_worker(dynorch):
+    dynorch("up", "-d", dynorch.file(AGG))
+    pid = dynorch.pid("worker")
+    shim = shim_of(pid)
+    os.kill(shim, signal.SIGKILL)
+    eventually(lambda: zombie(pid), within_s=5)
+
+    def back():
+        replica = dynorch.replica("worker")
+        assert (replica["phase"], replica["restarts"]) == ("ready", 1)
+        return "shim" in replica["reason"]
+
+    eventually(back, within_s=20)
+    assert sessions(shim) == []
+    assert answers(dynorch)
+
+
+def test_kill_of_the_frontend_brings_a_new_one(dynorch):
+    dynorch("up", "-d", dynorch.file(AGG))
+    os.kill(dynorch.pid("frontend"), signal.SIGKILL)
+    eventually(lambda: dynorch.replica("frontend")["restarts"] == 1, within_s=20)
+    eventually(lambda: dynorch.topology()["health"] == "ready", within_s=20)
+    assert answers(dynorch)
+
+
+def test_kill_of_the_zygote_costs_nothing(dynorch):
+    dynorch("up", "-d", dynorch.file(AGG))
+    zygotes = [int(path.stem) for path in (dynorch.run_dir / "zygotes").glob("*.json")]
+    worker = dynorch.pid("worker")
+    for pid in zygotes:
+        os.kill(pid, signal.SIGKILL)
+    assert answers(dynorch)
+    assert dynorch.pid("worker") == worker
+    dynorch("restart", "agg/worker")
+    assert dynorch.pid("worker") != worker
+    assert answers(dynorch)
+
+
+def test_daemon_killed_under_streams_breaks_none_and_is_adopted(dynorch):
+    file = dynorch.file(AGG + 'sim = { step = "20ms" }\n')
+    dynorch("up", "-d", file)
+    pids = {role: dynorch.pid(role) for role in ("worker", "frontend")}
+    streams = [Stream(client_of(dynorch), tokens=150) for _ in range(8)]
+    for stream in streams:
+        stream.start()
+    eventually(lambda: all(stream.tokens > 3 for stream in streams), within_s=20)
+    dynorch.kill_daemon()
+    gone = dynorch("status", code=3)
+    assert "daemon gone" in gone.stdout
+    assert str(pids["worker"]) in gone.stdout
+    assert all(stream.is_alive() for stream in streams), "streams ended before the adoption"
+    dynorch("up", "-d", file)
+    assert {role: dynorch.pid(role) for role in pids} == pids
+    assert dynorch.replica("worker")["incarnation"] == 1
+    for stream in streams:
+        stream.join(timeout=30)
+        assert stream.failure is None
+        assert stream.tokens == 150
+    os.kill(pids["worker"], signal.SIGKILL)  # the new daemon really watches it
+    eventually(lambda: dynorch.replica("worker")["restarts"] == 1, within_s=20)
+
+
+class Stream(threading.Thread):
+    """One streaming client; counts the tokens it got."""
+
+    def __init__(self, client: OpenAI, tokens: int) -> None:
+        super().__init__(daemon=True)
+        self._client, self._wanted = client, tokens
+        self.tokens = 0
+        self.failure: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            stream = self._client.completions.create(
+                model="tiny", prompt="count", max_tokens=self._wanted, stream=True,
+                extra_body={"ignore_eos": True},
+            )  # fmt: skip
+            for chunk in stream:
+                self.tokens += bool(chunk.choices and chunk.choices[0].text)
+        except OpenAIError as error:
+            self.failure = error
+
+
+def test_a_worker_that_dies_without_a_daemon_is_explained_by_the_next(dynorch):
+    file = dynorch.file("""
+name = "p"
+[processes.job]
+command = ["sh", "-c", "echo last words; exec sleep 1000"]
+""")
+    dynorch("up", "-d", file)
+    pid = dynorch.pid("job")
+    dynorch.kill_daemon()
+    os.kill(pid, signal.SIGTERM)
+    eventually(lambda: zombie(pid))
+    dynorch("up", "-d", file)
+
+    def back():
+        replica = dynorch.replica("job")
+        assert (replica["phase"], replica["restarts"]) == ("ready", 1)
+        return "SIGTERM" in replica["reason"]
+
+    eventually(back, within_s=20)
+
+
+def test_down_without_a_daemon_ends_what_it_left(dynorch):
+    dynorch("up", "-d", dynorch.file(AGG))
+    pids = [dynorch.pid("worker"), dynorch.pid("frontend")]
+    dynorch.kill_daemon()
+    assert all(alive(pid) for pid in pids)
+    dynorch("down")
+    assert all(zombie(pid) for pid in pids)
+    dynorch("status", code=3)
+
+
+def test_a_command_that_does_not_exist_fails_once_and_says_so(dynorch):
+    failed = dynorch("up", "-d", dynorch.file("""
+name = "p"
+[processes.typo]
+command = ["sleeep", "1000"]
+[processes.fine]
+command = ["sleep", "1000"]
+"""), code=1)  # fmt: skip
+    last = failed.stderr.strip().splitlines() or failed.stdout.strip().splitlines()
+    assert "sleeep" in last[-1]
+    replica = dynorch.replica("typo")
+    assert (replica["phase"], replica["incarnation"]) == ("failed", 1)
+    assert dynorch.replica("fine")["phase"] == "ready"
+
+
+def test_a_crash_loop_ends_with_a_reason(dynorch):
+    failed = dynorch("up", "-d", dynorch.file("""
+name = "p"
+restart = { backoff-initial = "50ms", attempts = 3, intensity = 2 }
+[processes.crasher]
+command = ["sh", "-c", "echo no luck today; exit 3"]
+"""), code=1)  # fmt: skip
+    assert "code 3" in failed.stdout + failed.stderr
+    replica = dynorch.replica("crasher")
+    assert replica["phase"] == "failed"
+    assert "no luck today" in replica["reason"] + replica["evidence"]
+
+
+def test_dependencies_hold_back_and_let_go(dynorch):
+    flag = dynorch.root / "flag"
+    dynorch(
+        "up",
+        "-d",
+        dynorch.file(f"""
+name = "d"
+[processes.prepare]
+command = ["touch", "{flag}"]
+oneshot = true
+[processes.server]
+command = ["sh", "-c", "test -e {flag} && exec sleep 1000"]
+depends-on = ["prepare"]
+"""),
+    )
+    assert dynorch.replica("prepare")["phase"] == "completed"
+    server = dynorch.replica("server")
+    assert (server["phase"], server["restarts"]) == ("ready", 0)
+
+
+def test_kinds_of_descendants_die_with_their_worker(dynorch):
+    """Plain child, own group, own session, double-forked: none may see the next incarnation."""
+    zoo = "sleep 1001 & setsid sleep 1002 & (setsid sleep 1003 &) ; exec sleep 1000"
+    file = dynorch.file(f"""
+name = "z"
+restart = {{ backoff-initial = "10ms" }}
+[processes.zoo]
+command = ["sh", "-c", "{zoo}"]
+""")
+    dynorch("up", "-d", file)
+    main = dynorch.pid("zoo")
+    eventually(lambda: len(sleepers(main)) >= 3)
+    old = sleepers(main)
+    os.kill(main, signal.SIGKILL)
+    eventually(lambda: dynorch.replica("zoo")["incarnation"] == 2, within_s=20)
+    assert all(zombie(pid) for pid in old)
+    dynorch("down")
+    assert sleepers(main) == []
+
+
+def sleepers(main: int) -> list[int]:
+    """Sleeps 1001 to 1003 that are alive."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if re.fullmatch(rb"sleep\x00100[123]\x00", command) and alive(int(entry.name)):
+            found.append(int(entry.name))
+    return found
