@@ -11,6 +11,7 @@ again and again until it ends. A frontend that vanishes has all its requests can
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -92,6 +93,8 @@ class Bridge:
 
     def close(self) -> None:
         """Answer what is still open, send what waits, and let go of the sockets."""
+        if self._socket.closed:
+            return
         for peer in self._peers.values():
             for exchange in peer.exchanges.values():
                 exchange.end("the worker stopped before the request had ended")
@@ -100,6 +103,7 @@ class Bridge:
         self._reader.stop()
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
+        Path(self._endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
         # Last answers may still sit in pipes; a frontend that doesn't read can't hold us.
         self._socket.close(linger=250)
 

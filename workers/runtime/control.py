@@ -28,6 +28,8 @@ BEATS_QUEUED_MAX = 16
 """Messages a stalled daemon may leave in our pipe; further beats are dropped."""
 RECONNECT_MS = 50
 RECONNECT_MAX_MS = 500
+HANDSHAKE_MS = 2000
+"""A daemon that accepts and says nothing (half dead, or its socket held by a child) is left."""
 FLUSH_S = 0.5
 """How long last words may wait for a daemon that isn't reading."""
 
@@ -108,6 +110,7 @@ class Session:
         socket.immediate = True
         socket.reconnect_ivl = RECONNECT_MS
         socket.reconnect_ivl_max = RECONNECT_MAX_MS
+        socket.handshake_ivl = HANDSHAKE_MS
         socket.connect(self._config.control)
         try:
             self._converse(socket)
