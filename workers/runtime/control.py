@@ -33,6 +33,9 @@ HANDSHAKE_MS = 2000
 FLUSH_S = 0.5
 """How long last words may wait for a daemon that isn't reading."""
 
+ORDER = (messages.Hello, messages.Progress, messages.Ready, messages.Drained, messages.Bye)
+"""In which order what waits is said."""
+
 
 class Gauge(msgspec.Struct, frozen=True):
     """What a beat tells; read by the control thread, so every field is a plain value."""
@@ -80,7 +83,7 @@ class Session:
 
     def start(self) -> None:
         """Say hello, and begin to beat."""
-        self._slots = {messages.Hello: self._hello(), **self._slots}
+        self._slots[messages.Hello] = self._hello()
         self._thread.start()
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -141,11 +144,14 @@ class Session:
 
     def _speak(self, socket: Socket) -> bool:
         """Send what waits; False if the daemon can't be reached now."""
-        for kind in list(self._slots):
-            message = self._slots.pop(kind)
+        for kind in ORDER:
+            message = self._slots.pop(kind, None)
+            if message is None:
+                continue
             try:
                 socket.send(messages.encode(message), zmq.NOBLOCK)
             except zmq.Again:
+                # Unless a newer one has come meanwhile.
                 self._slots.setdefault(kind, message)
                 return False
         return True
