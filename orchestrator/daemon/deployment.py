@@ -40,12 +40,12 @@ decode = msgspec.json.Decoder(Kept).decode
 
 @dataclass(slots=True)
 class Deployment:
-    """One topology that is up, or on its way down."""
+    """One topology that is up, or on its way down. `asked`: units that were told to stop."""
 
     kept: Kept
     topology: Topology
     plan: Plan
-    levels: list[list[ReplicaId]] = field(default_factory=list)
+    asked: set[ReplicaId] = field(default_factory=set)
     at_once: bool = False
     routes_version: int = 0
 

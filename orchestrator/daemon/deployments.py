@@ -99,7 +99,8 @@ class Deployments:
         for level in fleet.stop_levels(list(by_id), deployment.stop_needs(units)):
             here = [by_id[replica] for replica in level]
             for unit in here:
-                if unit.state.want is Want.UP:
+                if unit.state.want is Want.UP and unit.id not in found.asked:
+                    found.asked.add(unit.id)
                     self._stop(unit, at_once=found.at_once)
             if any(unit.state.phase not in RESTING or unit.state.members for unit in here):
                 return
@@ -123,7 +124,7 @@ class Deployments:
             return
         if routing.view(unit.state) != routing.view(before):
             self.publish(found)
-        if found.going_down:
+        if found.going_down and unit.state.phase in RESTING:
             self._descend(found)
 
     def publish(self, found: Deployment) -> None:

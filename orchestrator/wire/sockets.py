@@ -7,12 +7,15 @@ EAGAIN. A drain is bounded so that one busy peer can't starve the loop; the rest
 next pass.
 """
 
-import asyncio
 import contextlib
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import zmq
+
+if TYPE_CHECKING:
+    import asyncio
 
 DRAIN_MAX = 256
 """Messages read in one loop pass, unless the reader is made with another bound."""
@@ -60,6 +63,8 @@ class Reader:
 
     def start(self) -> None:
         """Begin reading in the running loop."""
+        import asyncio  # noqa: PLC0415 - verbs use these sockets without a loop, and in a hurry
+
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket.fileno(), self._drain)
         self.kick()
