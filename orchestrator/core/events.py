@@ -54,12 +54,18 @@ class RestartRequested(msgspec.Struct, frozen=True, tag=kebab):
 
 
 class DependenciesMet(msgspec.Struct, frozen=True, tag=kebab):
-    """Whatever this replica needs is there now (see `fleet.dependency_events`)."""
+    """Whatever this replica needs is there now (see `fleet.dependency_events`).
+
+    `incarnation` is the one after which it waits: what was true for an earlier wait proves nothing.
+    """
+
+    incarnation: int
 
 
 class DependenciesLost(msgspec.Struct, frozen=True, tag=kebab):
     """Something this replica needs isn't there; the reason names it."""
 
+    incarnation: int
     reason: Reason
 
 

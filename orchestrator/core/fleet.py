@@ -16,7 +16,7 @@ from orchestrator.core.state import Phase, State
 from orchestrator.wire.ids import ReplicaId
 
 MET_BY: dict[str, frozenset[Phase]] = {
-    "started": frozenset({Phase.STARTING, Phase.READY, Phase.DRAINING, Phase.COMPLETED}),
+    "started": frozenset({Phase.STARTING, Phase.READY, Phase.COMPLETED}),
     "ready": frozenset({Phase.READY}),
     "completed": frozenset({Phase.COMPLETED}),
 }
@@ -54,7 +54,8 @@ def dependency_events(
 ) -> list[tuple[ReplicaId, DependenciesMet | DependenciesLost]]:
     """List the events that bring each waiting replica's view of its dependencies up to date.
 
-    Empty when nothing changed. Call it after every step and feed what it returns.
+    Empty when nothing changed. Call it after every step and after an adoption, and step with what
+    it returns at once: an event that lies in a mailbox meanwhile may be overtaken by the truth.
     """
     events: list[tuple[ReplicaId, DependenciesMet | DependenciesLost]] = []
     for replica, state in states.items():
@@ -63,7 +64,9 @@ def dependency_events(
         reason = unmet(needs.get(replica, ()), states)
         if reason == state.unmet:
             continue
-        events.append((replica, DependenciesLost(reason) if reason else DependenciesMet()))
+        told = state.incarnation
+        event = DependenciesLost(told, reason) if reason else DependenciesMet(told)
+        events.append((replica, event))
     return events
 
 

@@ -193,14 +193,14 @@ IGNORED: frozenset[Key] = frozenset(
 )
 """Doing nothing is right here."""
 
-MEMBER_EVENTS = frozenset(event for event in EVENTS if "incarnation" in event.__struct_fields__)
+MEMBER_EVENTS = frozenset(event for event in EVENTS if "member" in event.__struct_fields__)
 
 IMPOSSIBLE: frozenset[Key] = frozenset(
     # No process exists, and the gate drops what the dead still say.
     {(phase, event) for phase in Phase if phase not in LIVE for event in MEMBER_EVENTS}
     # No deadline is armed.
     | {(phase, DeadlineReached) for phase in AT_REST}
-    # Told only to those who wait.
+    # Told only to those who wait; the gate drops it for who waits no longer.
     | {(phase, DependenciesMet) for phase in Phase if phase is not WAITING}
     | {(phase, DependenciesLost) for phase in Phase if phase is not WAITING}
     # All members were born before; the gate drops a second birth.
@@ -251,7 +251,9 @@ def is_outdated(state: State, event: Event) -> bool:
         return event.intent <= state.intent
     if isinstance(event, DeadlineReached):
         return state.deadline is None or state.deadline.serial != event.serial
-    if isinstance(event, DependenciesMet | DependenciesLost | DaemonRestarted):
+    if isinstance(event, DependenciesMet | DependenciesLost):
+        return state.phase is not WAITING or event.incarnation != state.incarnation
+    if isinstance(event, DaemonRestarted):
         return False
     if not state.members or event.incarnation != state.incarnation:
         return True

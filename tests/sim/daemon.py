@@ -36,8 +36,19 @@ class Daemon:
 
     def handle(self, name: str, event) -> None:
         self.apply(name, event)
+        self.tell_dependants()
+
+    def tell_dependants(self) -> None:
         for other, told in fleet.dependency_events(self.needs, self.by_id()):
             self.apply(str(other), told)
+            if self.world.faults and self.world.rng.random() < 0.2:
+                self.world.at(5.0, self.repeat_late, str(other), told, self.epoch)
+
+    def repeat_late(self, name: str, told, epoch: int) -> None:
+        """What comes after the wait it was meant for; within that wait it is told at once."""
+        state = self.states[name]
+        if state.phase is not Phase.WAITING or state.incarnation != told.incarnation:
+            self.world.hear(name, told, epoch)
 
     def by_id(self):
         return {self.ids[name]: state for name, state in self.states.items()}
@@ -50,6 +61,8 @@ class Daemon:
         self.disk[name] = adopt.encode(adopt.Saved(self.boot, after))
         self.states[name] = after
         self.ledgers[name].observe(event, before, after, actions, now)
+        if any(isinstance(action, a.Spawn) for action in actions):
+            self.check_needs(name)
         self.perhaps_die()
         for action in actions:
             self.perform(name, action)
@@ -116,6 +129,17 @@ class Daemon:
         if routable(after) and before.phase is not Phase.READY:
             self.check_really_ready(name, after)
 
+    def check_needs(self, name: str) -> None:
+        """At the moment of a start, everything it needs is there, not merely was."""
+        for need in self.needs[self.ids[name]]:
+            phase = self.states[str(need.on)].phase.value
+            fine = {
+                "ready": ["ready"],
+                "started": ["starting", "ready", "completed"],
+                "completed": ["completed"],
+            }
+            assert phase in fine[need.condition], f"{name}: started while {need.on} is {phase}"
+
     def check_really_ready(self, name: str, state) -> None:
         policy = self.policies[name]
         for member in range(policy.members):
@@ -139,8 +163,7 @@ class Daemon:
             for event in events:
                 self.apply(name, event)
             self.adopting = False
-        for other, told in fleet.dependency_events(self.needs, self.by_id()):
-            self.apply(str(other), told)
+        self.tell_dependants()
         for lives in self.world.lives.values():
             for life in lives:
                 self.greet(life)

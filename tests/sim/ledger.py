@@ -75,7 +75,7 @@ class Ledger:
     def is_news(self, event) -> bool:
         if isinstance(event, e.StartRequested | e.StopRequested | e.RestartRequested):
             return event.intent > self.intent
-        if not hasattr(event, "incarnation"):
+        if not hasattr(event, "member"):
             return True
         book = self.book
         if book is None or event.incarnation != book.incarnation or event.member in book.empty:

@@ -148,6 +148,9 @@ class Run:
             event = rng.choice(
                 (e.Drained(*args), e.LeaseMissed(*args), e.TreeStuck(*args, "babble"))
             )
+            will_freeze = life.plan.run_end is not None and life.plan.run_end[1] == "freeze"
+            if isinstance(event, e.LeaseMissed) and will_freeze:
+                event = e.Drained(*args)
             if isinstance(event, e.LeaseMissed):
                 world.at(3.0, world.recover, life)
             draining = world.daemon.states[life.replica].phase is Phase.DRAINING
@@ -186,7 +189,7 @@ class Run:
         if state.phase is Phase.WAITING:
             return self.waits_in_vain(name)
         if state.phase is Phase.READY:
-            return self.is_serving(name) or self.policies[name].oneshot
+            return self.is_serving(name)
         return state.phase in {Phase.COMPLETED, Phase.FAILED}
 
     def waits_in_vain(self, name: str) -> bool:
