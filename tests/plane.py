@@ -14,8 +14,10 @@ ENDS = plane.End | plane.Fail
 class Client:
     """Use within a running loop. `messages` counts ZeroMQ messages, not items."""
 
-    def __init__(self, context, endpoint, hwm=1000):
+    def __init__(self, context, endpoint, hwm=1000, identity=b""):
         self.socket = make_socket(context, zmq.DEALER, hwm=hwm)
+        if identity:
+            self.socket.routing_id = identity
         self.socket.connect(endpoint)
         self.items = {}
         self.messages = 0

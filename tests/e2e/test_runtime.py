@@ -149,8 +149,15 @@ def test_a_drain_has_a_deadline(start, daemon, frontend):
     daemon.wait_for(messages.Drained)
 
 
-def test_sigterm_ends_requests_with_an_answer(start, daemon, frontend):
-    worker = start(options={"step": 0.01})
+def on_asyncio(blob):
+    """The same worker on asyncio's own loop."""
+    config = wire_config.decode(blob)
+    return serve(config, SimEngine(config), asyncio.new_event_loop)
+
+
+@pytest.mark.parametrize("entry", [main, on_asyncio])
+def test_sigterm_ends_requests_with_an_answer(start, daemon, frontend, entry):
+    worker = start(entry, options={"step": 0.01})
     daemon.wait_for(messages.Ready)
     clients = [frontend(worker), frontend(worker)]
     for client in clients:
@@ -184,6 +191,14 @@ def test_sigterm_during_the_start(start, daemon, entry, options):
     worker.term()
     assert worker.wait() == 0
     assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("entry", [main, on_asyncio])
+def test_sigterm_wakes_an_idle_worker(start, daemon, entry):
+    worker = start(entry, beat_period_s=3600.0)
+    daemon.wait_for(messages.Ready)
+    worker.term()
+    assert worker.wait(within_s=5) == 0
 
 
 def forking_start(blob):

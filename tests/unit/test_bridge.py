@@ -255,6 +255,17 @@ def test_a_vanished_frontend_frees_its_requests_alone(tmp_path):
     with_bridge(tmp_path, never, scenario, clients=2)
 
 
+def test_a_frontend_that_comes_back_is_heard_at_once(tmp_path):
+    async def scenario(bridge, other):
+        for number in range(20):
+            client = Client(bridge._context, bridge._endpoint, identity=b"frontend-0.0#1")
+            assert isinstance((await client.ask(number))[-1], plane.End)
+            client.close()
+        assert isinstance((await other.ask(1))[-1], plane.End)
+
+    with_bridge(tmp_path, echo, scenario)
+
+
 def test_refusing_is_a_fail_that_may_go_elsewhere(tmp_path):
     async def scenario(bridge, client):
         bridge.refusing = "the worker is draining"

@@ -101,8 +101,9 @@ def test_canary_is_tried_until_it_sings(tmp_path):
     assert prove(tmp_path, (503, b"busy"), ABORTED, GOOD) == 0
 
 
-def test_an_answer_without_choices_will_do(tmp_path):
-    assert prove(tmp_path, (200, b'{"data":[]}')) == 0
+@pytest.mark.parametrize("body", [b'{"data":[]}', b""])
+def test_an_answer_without_choices_will_do(tmp_path, body):
+    assert prove(tmp_path, (200, body)) == 0
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,8 @@ class Bridge:
         self._loop = asyncio.get_running_loop()
         self._socket = make_socket(self._context, zmq.ROUTER, hwm=HWM_BATCHES)
         self._socket.router_mandatory = True
+        # A frontend that reconnects before we saw it go would otherwise never be heard again.
+        self._socket.router_handover = True
         self._socket.maxmsgsize = MESSAGE_BYTES_MAX
         self._monitor: Socket = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         bind_ipc(self._socket, self._endpoint)

@@ -74,6 +74,7 @@ async def _try_once(context: Context, endpoint: str, canary: Canary) -> str:
 
 
 async def _judge(items: asyncio.Queue[plane.Up]) -> str:
+    """Read one answer; what is no completion (an embedding, or nothing) need only be a 200."""
     status, body = 0, b""
     while True:
         item = await items.get()
@@ -88,6 +89,8 @@ async def _judge(items: asyncio.Queue[plane.Up]) -> str:
     text = body.decode(errors="replace")[:500]
     if status != 200:
         return f"was answered {status}: {text}"
+    if not body:
+        return ""
     try:
         choices = _decode_completion(body).choices
     except msgspec.DecodeError:

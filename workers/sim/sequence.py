@@ -44,6 +44,7 @@ class Sequence:
         self._text = ""
         self._shown = 0
         self._held = max(map(len, limits.stop), default=1) - 1
+        self._stoppable = bool(limits.stop or limits.stop_token_ids)
 
     @property
     def tokens_max(self) -> int:
@@ -62,7 +63,7 @@ class Sequence:
         token = tokens.next_token(state)
         self._state = tokens.mix(state, token)
         self._text += tokens.TEXTS[token]
-        stop_reason = self._stopped_by(token) if may_end else None
+        stop_reason = self._stopped_by(token) if may_end and self._stoppable else None
         if stop_reason is not None:
             self.finish = "stop"
         elif self.generated >= limits.max_tokens:
