@@ -26,6 +26,7 @@ ENTRY = (
     "import sys; from workers.frontend.main import main;"
     "sys.exit(main(open(sys.argv[1], 'rb').read()))"
 )
+STUB = [sys.executable, "-m", "tests.e2e.stub_worker"]
 
 
 class Daemon:
@@ -108,7 +109,7 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.daemon = Daemon(folder).start()
-        self.port = _free_port()
+        self.port = free_port()
         self.workers: dict[str, subprocess.Popen[str]] = {}
         self.routes: dict[str, Route] = {}
         self.frontends: list[subprocess.Popen[bytes]] = []
@@ -124,11 +125,11 @@ class Stage:
                 process.stdout.close()
         self.daemon.stop()
 
-    def worker(self, name: str, *models: str) -> Route:
+    def worker(self, name: str, *models: str, argv: list[str] = STUB) -> Route:
         """Start a stub worker; it is in no table yet."""
         models = models or ("m",)
         endpoint = f"ipc://{self.folder}/w{len(self.workers)}"
-        argv = [sys.executable, "-m", "tests.e2e.stub_worker", endpoint, name, *models]
+        argv = [*argv, endpoint, name, *models]
         process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -244,10 +245,22 @@ class Stage:
         )
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
+
+
+def wait_listening(port: int) -> None:
+    """Wait until somebody accepts there."""
+
+    def accepts() -> bool:
+        with contextlib.suppress(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return True
+        return False
+
+    eventually(accepts)
 
 
 def read_all(sock: socket.socket) -> bytes:

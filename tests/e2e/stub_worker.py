@@ -3,7 +3,8 @@
 Run as `python -m tests.e2e.stub_worker ENDPOINT NAME MODEL...`. Commands travel in the body's
 `stub` object, so a test needs only an HTTP client: `tokens`, `bytes` (size of one token), `die`,
 `raise`, `hang` (before the first token), `hang_after` it, `gate` ("before" or "after" it: wait for
-/stub/open-gate), `engine_dead` (the name of the worker that says so), `status`.
+/stub/open-gate), `half` (of a plain body, then nothing), `engine_dead` (the name of the worker
+that says so), `status`.
 """
 
 import asyncio
@@ -75,6 +76,11 @@ async def perform(request, stub, send):
         await asyncio.Event().wait()
     if stub.get("gate") == "before":
         await GATE.wait()
+    if stub.get("half"):
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"100")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b'{"half', "more_body": True})
+        await asyncio.Event().wait()
     if request.get("stream"):
         await stream(request, stub, send)
     else:

@@ -242,6 +242,26 @@ def test_killed_after_the_first_byte(stage):
     assert stage.metric(broken) == 2
 
 
+def test_half_a_plain_answer_is_no_answer(stage):
+    stage.serve("a")
+    with stage.stream(half=True) as sock:
+        assert b'{"half' in sock.recv(65536)
+        stage.kill("a")
+        # The connection ends 94 bytes short of its content-length: no client takes that for all.
+        assert sock.recv(65536) == b""
+    assert "Traceback" not in stage.log()
+    assert "without completing" not in stage.log()
+
+
+def test_what_is_not_http(stage):
+    stage.serve("a")
+    with socket.create_connection(("127.0.0.1", stage.port), timeout=10) as sock:
+        sock.sendall(b"NONSENSE\r\n\r\n")
+        answer = read_all(sock)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "BadRequestError"
+
+
 def test_a_dead_engine_is_not_the_clients_problem(stage):
     stage.serve("a", "b")
     for _ in range(4):

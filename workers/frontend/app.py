@@ -45,6 +45,7 @@ class App:
         self.open = 0
         self.requests = 0
         self.draining = False
+        metrics.watch_open(lambda: self.open)
         self._idle = asyncio.Event()
         self._upstreams = upstreams
         self._relay = relay
@@ -89,9 +90,6 @@ class App:
         elif intake.denied(path):
             text = f"{path} steers the engine and is not for clients; see `dynorch engine`."
             await client.refuse(problems.forbidden(text))
-        elif any(name == b"upgrade" and b"websocket" in value for name, value in scope["headers"]):
-            text = "WebSockets are not served here; use the HTTP API with `stream`."
-            await client.refuse(problems.bad_request(text), close=True)
         elif self.draining:
             text = "This frontend is stopping and takes no new requests."
             await client.refuse(problems.unavailable(text), close=True)
@@ -107,13 +105,11 @@ class App:
         began = time.monotonic()
         self.open += 1
         self.requests += 1
-        self._metrics.inflight.inc()
         model = NO_MODEL
         try:
             model = await self._relay_one(scope, receive, client)
         finally:
             self.open -= 1
-            self._metrics.inflight.dec()
             if not self.open:
                 self._idle.set()
             self._count(client, model, began)
@@ -133,12 +129,16 @@ class App:
 
     async def _relay_one(self, scope: dict[str, Any], receive: Any, client: Client) -> str:
         """Read, examine and relay one request; returns the model it was for."""
-        headers = scope["headers"]
-        body = await _read(receive, headers, self._options.body_max)
+        heading = intake.survey(scope["headers"])
+        if heading.websocket:
+            text = "WebSockets are not served here; use the HTTP API with `stream`."
+            await client.refuse(problems.bad_request(text), close=True)
+            return NO_MODEL
+        body = await self._read(receive, heading.length, client)
         if body is None:
             client.left_early = True
             return NO_MODEL
-        sifted = body if isinstance(body, Problem) else intake.sift(body, _content_type(headers))
+        sifted = body if isinstance(body, Problem) else intake.sift(body, heading.content_type)
         if isinstance(sifted, Problem):
             await client.refuse(sifted)
             return NO_MODEL
@@ -148,10 +148,38 @@ class App:
         if isinstance(model, Problem):
             await client.refuse(model)
             return NO_MODEL
-        forwarded = intake.forwarded(headers, client.request_id, len(sifted.body))
-        ask = Ask(scope["method"], scope["path"], scope["query_string"], forwarded, sifted.body)
+        headers = heading.forwarded
+        headers.append((b"x-request-id", client.request_id))
+        if sifted.body:
+            headers.append((b"content-length", b"%d" % len(sifted.body)))
+        ask = Ask(scope["method"], scope["path"], scope["query_string"], headers, sifted.body)
         await self._relay.carry(ask, model, client)
         return model
+
+    async def _read(self, receive: Any, length: int, client: Client) -> bytes | Problem | None:
+        """Read the body; a Problem when it is over the bound, None when the client has gone."""
+        body_max = self._options.body_max
+        if length > body_max:
+            return problems.too_large(body_max)
+        if client.connection.body_arrived:
+            whole: bytes = (await receive())["body"]
+            return whole if len(whole) <= body_max else problems.too_large(body_max)
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            try:
+                async with asyncio.timeout(BODY_PAUSE_MAX_S):
+                    message = await receive()
+            except TimeoutError:
+                return problems.too_slow(BODY_PAUSE_MAX_S)
+            if message["type"] != "http.request":
+                return None
+            parts.append(message["body"])
+            size += len(message["body"])
+            if size > body_max:
+                return problems.too_large(body_max)
+            if not message["more_body"]:
+                return b"".join(parts)
 
     def _model(self, scope: dict[str, Any], sifted: Sifted) -> str | Problem:
         """Find out whom the request is for: its body says, its query may, or it doesn't matter."""
@@ -203,32 +231,3 @@ class App:
             return
         model = self._upstreams.choose(name)
         await client.refuse(model if isinstance(model, Problem) else self._upstreams.explain(model))
-
-
-def _content_type(headers: list[tuple[bytes, bytes]]) -> bytes:
-    return next((value for name, value in headers if name == b"content-type"), b"")
-
-
-async def _read(
-    receive: Any, headers: list[tuple[bytes, bytes]], body_max: int
-) -> bytes | Problem | None:
-    """Read the body; a Problem when it is over the bound, None when the client has gone."""
-    length = next((value for name, value in headers if name == b"content-length"), b"0")
-    if int(length) > body_max:
-        return problems.too_large(body_max)
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        try:
-            async with asyncio.timeout(BODY_PAUSE_MAX_S):
-                message = await receive()
-        except TimeoutError:
-            return problems.too_slow(BODY_PAUSE_MAX_S)
-        if message["type"] != "http.request":
-            return None
-        parts.append(message["body"])
-        size += len(message["body"])
-        if size > body_max:
-            return problems.too_large(body_max)
-        if not message["more_body"]:
-            return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -9,7 +9,7 @@ JSON with Python's parser; we read it with a faster and stricter one, and whatev
 
 import json
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -28,6 +28,7 @@ HOP_BY_HOP = frozenset(
 _NOT_FORWARDED = HOP_BY_HOP | {
     b"content-length", b"expect", b"x-request-id", b"x-data-parallel-rank", b"x-dynorch-canary",
 }  # fmt: skip
+_PLAIN_CONNECTION = frozenset({b"", b"keep-alive", b"close"})
 _NOT_RETURNED = HOP_BY_HOP | {b"x-request-id", b"date", b"server"}
 
 _DENIED = frozenset(
@@ -61,6 +62,15 @@ class _Peek(msgspec.Struct):
 _peek = msgspec.json.Decoder(_Peek).decode
 
 
+class Heading(NamedTuple):
+    """What a request's headers say. `forwarded` are those that a worker may get."""
+
+    forwarded: Headers
+    content_type: bytes
+    length: int
+    websocket: bool
+
+
 class Ask(msgspec.Struct, frozen=True):
     """A request as a worker gets it."""
 
@@ -85,27 +95,32 @@ def denied(path: str) -> bool:
     return path in _DENIED or any(path == p or path.startswith(p + "/") for p in _DENIED_BELOW)
 
 
-def forwarded(headers: Headers, request_id: bytes, body_bytes: int) -> Headers:
-    """Return what a worker gets: all but what concerns the client's connection, or only us."""
-    named = _named_by_connection(headers)
-    dropped = _NOT_FORWARDED | named if named else _NOT_FORWARDED
-    lines = [line for line in headers if line[0] not in dropped]
-    lines.append((b"x-request-id", request_id))
-    if body_bytes:
-        lines.append((b"content-length", b"%d" % body_bytes))
-    return lines
+def survey(headers: Headers) -> Heading:
+    """Look at a request's headers, once. Names are lower case, as the parser gives them."""
+    forwarded: Headers = []
+    content_type, length, named = b"", 0, b""
+    websocket = False
+    for line in headers:
+        name, value = line
+        if name not in _NOT_FORWARDED:
+            forwarded.append(line)
+            if name == b"content-type":
+                content_type = value
+        elif name == b"content-length":
+            length = int(value)
+        elif name == b"connection":
+            named = value.lower()
+        elif name == b"upgrade":
+            websocket = b"websocket" in value.lower()
+    if named not in _PLAIN_CONNECTION:
+        dropped = {token.strip() for token in named.split(b",")}
+        forwarded = [line for line in forwarded if line[0] not in dropped]
+    return Heading(forwarded, content_type, length, websocket)
 
 
 def returned(headers: Headers, extra: Headers) -> Headers:
     """Return what a client gets: all but what concerns the worker's side, plus ours."""
     return [line for line in headers if line[0].lower() not in _NOT_RETURNED] + extra
-
-
-def _named_by_connection(headers: Headers) -> frozenset[bytes]:
-    for name, value in headers:
-        if name == b"connection" and value.lower() not in {b"keep-alive", b"close"}:
-            return frozenset(token.strip().lower() for token in value.split(b","))
-    return frozenset()
 
 
 def sift(body: bytes, content_type: bytes = b"") -> Sifted | Problem:
@@ -172,7 +187,8 @@ def _strip(data: dict[str, Any]) -> bool:
 
 _ABSENT = object()
 _FORM_MODEL = re.compile(
-    rb'content-disposition:[^\r\n]*\bname="?model"?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,512})\r\n',
+    rb'content-disposition:[^\r\n]*\bname="?model"?[^\r\n]*\r\n'
+    rb"(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,512})\r\n",
     re.IGNORECASE,
 )
 

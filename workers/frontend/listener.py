@@ -84,8 +84,15 @@ class Connection(HttpToolsProtocol):
             on_lost, self.on_lost = self.on_lost, None
             on_lost()
 
+    @property
+    def body_arrived(self) -> bool:
+        """Whether the request in progress is complete, and its client still there."""
+        return not self.cycle.more_body and not self.cycle.disconnected
+
     def abort(self) -> None:
-        """Cut the connection now: what is still unsent is dropped, the client sees a reset."""
+        """Cut the connection now, short of what was announced; what is still unsent is dropped."""
+        # Said in advance, or uvicorn would log our returning as an application's mistake.
+        self.cycle.disconnected = True
         self.transport.abort()
 
 
@@ -142,7 +149,7 @@ class Listener:
         if self._state.tasks:
             await asyncio.wait(set(self._state.tasks), timeout=within_s)
         for connection in list(self._state.connections):
-            cast("Connection", connection).abort()
+            connection.transport.abort()
 
     def _connect(self) -> asyncio.Protocol:
         if len(self._state.connections) >= self._connections_max:

@@ -66,10 +66,9 @@ def main(blob: bytes) -> int:
     frontend.session.start()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(frontend.live())
+            return runner.run(frontend.live())
     finally:
         frontend.session.close()
-    return 0
 
 
 def _refuse(config: WorkerConfig, code: str, text: str) -> int:
@@ -115,26 +114,40 @@ class Frontend:
             self._context, config.events, options.topology, self._on_table, self._say_hello
         )
 
-    async def live(self) -> None:
-        """Run the whole life."""
+    async def live(self) -> int:
+        """Run the whole life; return the exit status."""
         loop = asyncio.get_running_loop()
         self.sigterm.attach(loop)
         self.session.attach(loop)
         told = loop.create_task(self._told_by_signal())
         self._subscription.start()
+        status = 0
         if await self._prepared():
-            await self._listener.start()
-            # In this order: a beat that says ready must not be heard before `Ready`.
-            self.session.say(messages.Ready(self._config.life, self._models()))
-            self._ready = True
-            log.info("dynorch: %s: serving on %s", self._config.life, self._config.plane)
-            await self._stop.wait()
-            self._ready = False
-            await self._drain()
+            status = await self._serve()
         told.cancel()
         self._subscription.close()
         self._upstreams.close()
         self._context.destroy(linger=0)
+        return status
+
+    async def _serve(self) -> int:
+        """Serve from listening to the end of the drain; return the exit status."""
+        try:
+            await self._listener.start()
+        except OSError as error:
+            # Bound long ago, listening only now: a stranger may have been quicker.
+            refusal = ports.refused(self._options.host, self._options.port, error)
+            log.warning("dynorch: %s: %s", self._config.life, refusal)
+            self.session.say(messages.Bye(self._config.life, refusal.code, str(refusal)))
+            return EXIT_CONFIG
+        # In this order: a beat that says ready must not be heard before `Ready`.
+        self.session.say(messages.Ready(self._config.life, self._models()))
+        self._ready = True
+        log.info("dynorch: %s: serving on %s", self._config.life, self._config.plane)
+        await self._stop.wait()
+        self._ready = False
+        await self._drain()
+        return 0
 
     async def _told_by_signal(self) -> None:
         await self.sigterm.came.wait()

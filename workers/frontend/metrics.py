@@ -15,85 +15,64 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 CONTENT_TYPE = CONTENT_TYPE_LATEST.encode()
-_ALONE = "(this replica of the frontend alone)"
+PREFIX = "dynorch_frontend_"
+ALONE = " (this replica of the frontend alone)"
 
 
 class Metrics:
     """One registry and everything in it. `routable` tells the routable workers per model."""
 
     def __init__(self, life: str, routable: Callable[[], dict[str, int]]) -> None:
-        registry = CollectorRegistry()
-        prefix = "dynorch_frontend_"
-        self._registry = registry
+        self._registry = CollectorRegistry()
         self._routable = routable
-        self._requests = Counter(
-            prefix + "requests_total",
-            f"Requests answered, by model and status; 499 is a client that left {_ALONE}",
-            ["model", "code"],
-            registry=registry,
+        requests = self._counter(
+            "requests_total", "Requests answered; code 499 is a client that left", "model", "code"
         )
-        self._first_byte = Histogram(
-            prefix + "time_to_first_byte_seconds",
-            f"From the request's arrival to the answer's first byte {_ALONE}",
-            ["model"],
-            buckets=BUCKETS,
-            registry=registry,
+        self._first_byte = self._histogram(
+            "time_to_first_byte_seconds", "From a request's arrival to its answer's first byte"
         )
-        self._duration = Histogram(
-            prefix + "request_duration_seconds",
-            f"From the request's arrival to the answer's end {_ALONE}",
-            ["model"],
-            buckets=BUCKETS,
-            registry=registry,
+        self._duration = self._histogram(
+            "request_duration_seconds", "From a request's arrival to its answer's end"
         )
-        self._retries = Counter(
-            prefix + "retries_total", f"Requests sent again {_ALONE}", ["reason"], registry=registry
+        self._retries = self._counter("retries_total", "Requests sent again", "reason")
+        self._broken = self._counter(
+            "broken_answers_total", "Answers that failed after their first byte", "reason"
         )
-        self._picks = Counter(
-            prefix + "picks_total",
-            f"Workers picked, by reason {_ALONE}",
-            ["reason"],
-            registry=registry,
+        picks = self._counter("picks_total", "Workers picked", "reason")
+        self.disconnects = self._counter(
+            "disconnected_clients_total", "Clients that left before their answer's end"
         )
-        self._broken = Counter(
-            prefix + "broken_answers_total",
-            f"Answers that failed after their first byte, by reason {_ALONE}",
-            ["reason"],
-            registry=registry,
+        self.rejected = self._counter(
+            "rejected_requests_total", "Requests answered 429 because too many were open"
         )
-        self.inflight = Gauge(
-            prefix + "inflight_requests", f"Requests open now {_ALONE}", registry=registry
+        self.stripped = self._counter(
+            "stripped_requests_total", "Requests that tried to set what only the frontend may"
         )
-        self.disconnects = Counter(
-            prefix + "disconnected_clients_total",
-            f"Clients that left before their answer's end {_ALONE}",
-            registry=registry,
-        )
-        self.rejected = Counter(
-            prefix + "rejected_requests_total",
-            f"Requests answered 429 because too many were open {_ALONE}",
-            registry=registry,
-        )
-        self.stripped = Counter(
-            prefix + "stripped_requests_total",
-            f"Requests that tried to set what only the frontend may {_ALONE}",
-            registry=registry,
-        )
-        self._workers = Gauge(
-            prefix + "routable_workers",
-            "Workers that this frontend may send a model's requests to",
-            ["model"],
-            registry=registry,
-        )
-        Gauge(prefix + "up", "1 while this frontend runs", registry=registry).set(1)
-        info = Gauge(prefix + "info", "Which replica answered", ["life"], registry=registry)
-        info.labels(life).set(1)
-        self._ended = lru_cache(1024)(self._requests.labels)
+        self._inflight = self._gauge("inflight_requests", "Requests open now")
+        self._workers = self._gauge("routable_workers", "Workers it may send to", "model")
+        self._gauge("up", "1 while it runs").set(1)
+        self._gauge("info", "Which replica answered this scrape", "life").labels(life).set(1)
+        self._ended = lru_cache(1024)(requests.labels)
         self._times = lru_cache(256)(self._labels_of_times)
-        self.pick = lru_cache(64)(self._picks.labels)
+        self.pick = lru_cache(64)(picks.labels)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, text + ALONE, labels, registry=self._registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(PREFIX + name, text + ALONE, labels, registry=self._registry)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(
+            PREFIX + name, text + ALONE, ["model"], buckets=BUCKETS, registry=self._registry
+        )
 
     def _labels_of_times(self, model: str) -> tuple[Histogram, Histogram]:
         return self._first_byte.labels(model), self._duration.labels(model)
+
+    def watch_open(self, count: Callable[[], int]) -> None:
+        """Have `count` asked for the open requests at each scrape."""
+        self._inflight.set_function(count)
 
     def ended(self, model: str, code: int, first_byte_s: float | None, duration_s: float) -> None:
         """Count one request."""

@@ -49,7 +49,7 @@ def bind(host: str, port: int, topology: str) -> socket.socket:
         sock.bind(address)
     except OSError as error:
         sock.close()
-        raise _refused(host, port, error) from None
+        raise refused(host, port, error) from None
     return sock
 
 
@@ -118,7 +118,8 @@ def _taken(host: str, port: int, by: str) -> PortError:
     return PortError("port-in-use", text)
 
 
-def _refused(host: str, port: int, error: OSError) -> PortError:
+def refused(host: str, port: int, error: OSError) -> PortError:
+    """Say what an OSError from bind or listen means."""
     if isinstance(error, PermissionError):
         text = f"no permission to listen on port {port}: set a [frontend] port above 1023"
         return PortError("config", text)

@@ -49,7 +49,10 @@ class Relay:
         deadline = None if timeout_s is None else loop.time() + timeout_s
         tried: set[str] = set()
         spent = 0
-        while not client.gone:
+        while True:
+            if client.gone:
+                client.left_early = True
+                return
             picked = self._upstreams.pick(model, tried)
             if picked is None:
                 await client.refuse(self._upstreams.explain(model))
