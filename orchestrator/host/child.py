@@ -7,7 +7,6 @@ pipe that closes by itself at exec, or when the entry function was found: an emp
 the worker runs.
 """
 
-import contextlib
 import errno
 import fcntl
 import json
@@ -17,12 +16,15 @@ import sys
 from collections.abc import Callable
 from types import TracebackType
 
-from orchestrator.host import prctl, procfs, title
+from orchestrator.host import prctl, title
 from orchestrator.host.spawn import Spawn
 
 CANNOT_EXECUTE = 126
 NOT_FOUND = 127
 """Exit statuses of a command that never ran, as every shell uses them."""
+
+DESCRIPTORS_MAX = 1 << 20
+"""Beyond the highest descriptor there can be; closing all up to it is one call to the kernel."""
 
 TEXT_MAX = 500
 """Characters of an error's text; what a pipe takes in one piece has room for them, escaped."""
@@ -59,8 +61,7 @@ class Report:
                 "code": errno.errorcode.get(number, "") if number else "",
                 "text": f"{self._doing}: {what[:TEXT_MAX]}",
             }
-            with contextlib.suppress(OSError):
-                os.write(self._pipe, json.dumps(message).encode())
+            os.write(self._pipe, json.dumps(message).encode())
 
 
 def settle(shim: int, output: int, report: int) -> None:
@@ -73,12 +74,11 @@ def settle(shim: int, output: int, report: int) -> None:
     os.dup2(null, 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    for fd in procfs.open_fds():
-        if fd > 2 and fd != report:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+    os.closerange(3, report)
+    os.closerange(report + 1, DESCRIPTORS_MAX)
     fcntl.fcntl(report, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     signal.set_wakeup_fd(-1)
+    # SIGTERM and its like are still blocked: one that comes now waits until it means the worker.
     for number in TO_DEFAULT:
         signal.signal(number, signal.SIG_DFL)
 
@@ -110,8 +110,8 @@ def _limit_files(soft: int) -> None:
         import resource  # noqa: PLC0415 - only a worker needs it, so no shim pays for it
 
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard), hard))
+        limit = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def _execute(spawn: Spawn, report: int) -> None:

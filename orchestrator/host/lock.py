@@ -14,7 +14,7 @@ import msgspec
 from orchestrator.host.identity import Identity
 
 
-class Held(Exception):
+class HeldError(Exception):
     """Another daemon has it; the text names its pid."""
 
 
@@ -26,7 +26,7 @@ class DaemonLock:
         self._fd = -1
 
     def acquire(self) -> None:
-        """Take it, or raise Held."""
+        """Take it, or raise HeldError."""
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -34,7 +34,7 @@ class DaemonLock:
             os.close(fd)
             pid = holder(self._path)
             who = f"pid {pid}" if pid else "a process that is just starting"
-            raise Held(f"another daemon runs in {self._path.parent}: {who}") from None
+            raise HeldError(f"another daemon runs in {self._path.parent}: {who}") from None
         os.ftruncate(fd, 0)
         os.pwrite(fd, msgspec.json.encode(Identity.of(os.getpid())), 0)
         self._fd = fd

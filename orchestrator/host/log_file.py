@@ -22,6 +22,9 @@ PUMP_BYTES = 8 << 20
 LINE_MAX = 64 << 10
 """A full file ends where a line ends, unless it would grow by more than this."""
 
+CUT_BYTES = 4096
+"""Read at a time to find the end of a line; what is beyond it begins the next file."""
+
 
 def widen(pipe: int) -> None:
     """Let the pipe hold more, so that a worker seldom waits for its log."""
@@ -165,7 +168,7 @@ class LogFile:
         if at_line_end or self._size >= self._limit_bytes + LINE_MAX:
             self._rotate()
             return self._move(pipe)
-        data = os.read(pipe, LINE_MAX)
+        data = os.read(pipe, CUT_BYTES)
         line, newline, rest = data.partition(b"\n")
         self._write(line + newline)
         if newline:

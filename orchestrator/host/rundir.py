@@ -17,7 +17,6 @@ from pathlib import Path
 
 import msgspec
 
-import orchestrator
 from orchestrator.host import records
 from orchestrator.host.identity import Identity
 from orchestrator.wire.ids import LifeId, ReplicaId
@@ -30,7 +29,7 @@ PATH_MAX = SOCKET_PATH_MAX - LONGEST_BELOW
 ZYGOTE_DEATH_S = 5.0
 
 
-class DirectoryRefused(Exception):
+class DirectoryError(Exception):
     """This directory can't be used; the text says why and what to do."""
 
 
@@ -74,7 +73,7 @@ class StateDir:
         self.logs = root / "logs"
 
     def create(self) -> None:
-        """Make it, for us alone. DirectoryRefused when it isn't ours."""
+        """Make it, for us alone. DirectoryError when it isn't ours."""
         _make_private(self.root)
         self.logs.mkdir(mode=0o700, exist_ok=True)
 
@@ -103,10 +102,10 @@ class RunDir:
         self.code = root / "code"
 
     def create(self) -> None:
-        """Make it, for us alone. DirectoryRefused says why that can't be."""
+        """Make it, for us alone. DirectoryError says why that can't be."""
         length = len(os.fsencode(self.root))
         if length > PATH_MAX:
-            raise DirectoryRefused(
+            raise DirectoryError(
                 f"the run directory's path is too long: {self.root} has {length} bytes, and "
                 f"socket paths leave room for {PATH_MAX}; set DYNORCH_RUN_DIR to a shorter one"
             )
@@ -196,7 +195,7 @@ class RunDir:
         A foreign interpreter gets it in front of its own path. The directory that we were
         imported from wouldn't do: it may be our whole site-packages, built for another Python.
         """
-        source = Path(orchestrator.__file__).resolve().parents[1]
+        source = Path(__file__).resolve().parents[2]
         for package in ("orchestrator", "workers"):
             link = self.code / package
             if not link.is_symlink() or link.readlink() != source / package:
@@ -210,11 +209,11 @@ def _make_private(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.lstat()
     except OSError as error:
-        raise DirectoryRefused(f"cannot make {path}: {error.strerror}") from error
+        raise DirectoryError(f"cannot make {path}: {error.strerror}") from error
     if not stat.S_ISDIR(found.st_mode):
-        raise DirectoryRefused(f"{path} is not a directory; remove it")
+        raise DirectoryError(f"{path} is not a directory; remove it")
     if found.st_uid != os.getuid():
-        raise DirectoryRefused(
+        raise DirectoryError(
             f"{path} belongs to uid {found.st_uid}, not to us ({os.getuid()}); "
             "set DYNORCH_RUN_DIR or DYNORCH_STATE_DIR to a directory of your own"
         )

@@ -12,9 +12,11 @@ its own deadline. It needs no daemon: a stop that was asked for is carried to it
 
 No child left is the kernel's word (ECHILD), and it covers the whole tree: whoever loses its parent
 becomes our child. Only then is the exit record written and "empty" said. Main gets one SIGTERM in
-its life, however often it is told to stop.
+its life, however often it is told to stop. Signals to the shim itself do nothing, short of SIGKILL:
+it takes its orders from its socket.
 """
 
+import errno
 import json
 import os
 import select
@@ -39,9 +41,6 @@ BUSY_S = 0.002
 RETRY_S = 5.0
 """How often writing the exit record is tried where the disk is full."""
 
-SIGNALS = (signal.SIGCHLD, signal.SIGTERM)
-IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-
 
 def identity(pid: int) -> dict[str, object]:
     """Return a process as the records name it."""
@@ -55,9 +54,27 @@ def write_record(directory: str, name: str, record: dict[str, object]) -> None:
     every process gone anyway (records carry the boot's id).
     """
     fresh = os.path.join(directory, f".{name}")
-    with open(fresh, "w", encoding="utf-8") as file:
-        file.write(json.dumps(record))
+    text = json.dumps(record).encode()
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        if os.write(fd, text) < len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(fd)
     os.replace(fresh, os.path.join(directory, name))
+
+
+def _let_go(keep: tuple[int, ...], errors: str) -> None:
+    """Close what we inherited; our own last words, should there be any, go to a file."""
+    errors_fd = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(errors_fd, 1)
+    os.dup2(errors_fd, 2)
+    low = 3
+    for fd in (*sorted(keep), child.DESCRIPTORS_MAX):
+        os.closerange(low, fd)
+        low = fd + 1
 
 
 def _report_of(text: bytes) -> dict[str, object]:
@@ -96,9 +113,13 @@ class Shim:
         self._output_came = 0.0
         self._leftovers = shm.Leftovers(time.time())
 
-    def prepare(self) -> None:
-        """Become what a shim is and leave a record of it. OSError says what can't be had."""
+    def prepare(self, keep: tuple[int, ...]) -> None:
+        """Become what a shim is and leave a record of it. OSError says what can't be had.
+
+        Of the descriptors that are open only `keep` stay so.
+        """
         spawn = self._spawn
+        _let_go(keep, os.path.join(spawn.directory, "shim.err"))
         os.setsid()
         os.chdir("/")
         prctl.become_subreaper()
@@ -127,12 +148,7 @@ class Shim:
         wakeups, wakeups_end = os.pipe()
         for fd in (output, self._report, wakeups, wakeups_end):
             os.set_blocking(fd, False)
-        # A SIGTERM that comes between fork and exec must wait until it means the worker's own.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        for number in SIGNALS:
-            signal.signal(number, lambda *_: None)
-        for number in IGNORED:
-            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wakeups_end, warn_on_full_buffer=False)
         shim = os.getpid()
         self._main = os.fork()
@@ -146,7 +162,6 @@ class Shim:
         self._record["main"] = identity(self._main)
         self._record["pipe"] = os.fstat(output).st_ino
         self._keep()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return None
 
     def watch(self) -> None:
@@ -164,9 +179,7 @@ class Shim:
 
     def _serve(self, fd: int) -> None:
         if fd == self._wakeups:
-            numbers = os.read(fd, 4096)
-            if signal.SIGTERM in numbers:
-                self._stop(self._spawn.grace_s, self._spawn.linger_s)
+            os.read(fd, 4096)
             self._reap()
         elif fd == self._output:
             self._pump()
@@ -224,10 +237,11 @@ class Shim:
         match request:
             case {"op": "state"}:
                 self._clients.tell(self._state())
-            case {"op": "stop", "grace_s": int() | float() as grace, "linger_s": linger} if (
-                isinstance(linger, int | float)
-            ):
-                self._stop(grace, linger)
+            case {"op": "stop"}:
+                grace = request.get("grace_s", self._spawn.grace_s)
+                linger = request.get("linger_s", self._spawn.linger_s)
+                if isinstance(grace, int | float) and isinstance(linger, int | float):
+                    self._stop(grace, linger)
             case {"op": "kill"}:
                 self._asked = True
                 self._begin_kill()

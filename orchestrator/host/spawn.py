@@ -6,10 +6,11 @@ environment is complete, not a difference. It travels over a socket and is never
 shows no secret.
 """
 
-import base64
-import json
-
 from orchestrator.host import title
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` itself would cost every shim its pages
+    from typing import Any
 
 LIFE_MAX = title.TAG_BYTES - 20
 """Longest life id in bytes: it must fit into the tag beside its nonce."""
@@ -79,17 +80,13 @@ class Spawn:
         """What every process of this tree carries in its environment as DYNORCH_TREE."""
         return f"{self.life}/{self.nonce}"
 
-    def to_json(self) -> str:
-        """Return all of it as text."""
-        fields: dict[str, object] = {name: getattr(self, name) for name in self.__slots__}
-        fields["blob"] = base64.b64encode(self.blob).decode()
-        return json.dumps(fields)
+    def to_fields(self) -> dict[str, object]:
+        """Return all of it as plain data, for the zygote's socket."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
-    def from_json(cls, text: str) -> "Spawn":
-        """Read what `to_json` wrote; ValueError or TypeError when it is anything else."""
-        fields = json.loads(text)
-        fields["blob"] = base64.b64decode(fields["blob"])
+    def from_fields(cls, fields: "Any") -> "Spawn":
+        """Read what `to_fields` wrote; TypeError when it is anything else."""
         return cls(**fields)
 
     def environment(self) -> dict[str, str]:

@@ -46,7 +46,7 @@ def set_title(text: str) -> None:
 def set_tag(tag: str) -> None:
     """Write the tag over the placeholder, or over the tag we were forked with."""
     start, _ = _area(_ENV_START, _ENV_END)
-    environ = b"\0" + (procfs.read("/proc/self/environ", 1 << 20) or b"")
+    environ = b"\0" + (procfs.read("/proc/self/environ") or b"")
     name = f"\0{TAG_NAME}=".encode()
     at = environ.find(name)
     # The leading NUL that we put before it shifts everything by one.

@@ -1,33 +1,38 @@
 """The zygote: a process that has imported what workers need, and forks shims from that image.
 
-It has one thread, no device open and no socket but the one to its daemon, and it sleeps in a read
-of that until a request comes or the daemon is gone. Start-up garbage is collected and what is left
-frozen before the first fork, so that a child's garbage collector doesn't copy every page.
+It has one thread, no device open and no socket but the one to its daemon, and it sleeps until that
+has something to read. Then it forks: the child reads the request, answers it, and is the shim. So
+the zygote itself hardly ever writes into its memory, and what all its children share stays shared.
+Start-up garbage is collected and the rest frozen before the first fork, so that no child's garbage
+collector copies every page.
 
-Three processes run the same few lines at the bottom. `serve` returns only in a freshly forked
-shim, `Shim.fork` returns a descriptor only in a freshly forked worker, and the worker's exit is the
+Three processes run the same few lines at the top. `serve` returns only in a freshly forked shim,
+`Shim.fork` returns a descriptor only in a freshly forked worker, and the worker's exit is the
 interpreter's own, with everything that its libraries registered for it.
 
-A shim waits at a gate until the daemon was told of it: it writes its record and says so, the
-zygote answers the daemon, and only then does the shim fork the worker. Should zygote or daemon die
-in between, there is either a record of it or no worker.
+A shim leaves its record, then answers the daemon, and forks the worker only if the daemon could be
+told. So whenever zygote or daemon may die, there is either a record of a life, or no worker.
 """
 
 import gc
+import json
 import os
+import select
 import signal
 import socket
 import sys
 import time
 
-from orchestrator.host import child, framing, procfs, title
+from orchestrator.host import child, framing, prctl, procfs, title
 from orchestrator.host.shim import Shim
 from orchestrator.host.spawn import Spawn
 
-GATE_S = 20.0
-"""What a shim gets to set itself up; a run directory on a dead network disk takes for ever."""
+REHEARSALS = 10
+"""The interpreter has made up its mind about a function after eight calls."""
 
-READY, GO = b"ready", b"go"
+DEAF_TO = (
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
+)  # fmt: skip
 
 
 def main() -> None:
@@ -48,8 +53,6 @@ def main() -> None:
 def serve(daemon: socket.socket, profile: str, preload: str) -> tuple[Spawn, Shim] | None:
     """Fork a shim per request. Returns None when the daemon is gone, and in each shim its work."""
     title.set_title(f"dynorch: zygote {profile}")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     began = time.monotonic()
     if preload:
         _preload(preload, daemon)
@@ -60,29 +63,88 @@ def serve(daemon: socket.socket, profile: str, preload: str) -> tuple[Spawn, Shi
         return None
     # Nobody waits for a shim here: the kernel reaps those that end while we live.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # For zygote and shims; a worker gets them back, with one that came too early still waiting.
+    signal.pthread_sigmask(signal.SIG_BLOCK, DEAF_TO)
     # What is still buffered would be printed by every child.
     sys.stdout.flush()
     sys.stderr.flush()
+    _rehearse()
     gc.collect()
     gc.freeze()
     version = ".".join(map(str, sys.version_info[:3]))
     took = time.monotonic() - began
     daemon.sendall(framing.pack({"hello": os.getpid(), "python": version, "preload_s": took}))
     while True:
-        request = framing.receive(daemon)
-        if request is None:
+        if not daemon.recv(1, socket.MSG_PEEK):
             return None
-        spawn = Spawn.from_json(str(request["spawn"]))
-        shim, answer, gate = _bear(spawn, daemon)
-        if shim is not None:
-            return spawn, shim
+        done, done_end = os.pipe()
         try:
-            daemon.sendall(framing.pack({"serial": request["serial"], **answer}))
-        except OSError:
-            return None  # the gate closes unopened, and the shim leaves
-        if gate is not None:
-            gate.sendall(GO)
-            gate.close()
+            pid = os.fork()
+        except OSError as error:
+            _refuse(daemon, f"cannot fork: {error.strerror}")
+            continue
+        if pid == 0:
+            os.close(done)
+            return _begin(daemon, done_end)
+        os.close(done_end)
+        # One at a time: until it says so, the child reads from and writes to our socket.
+        word = os.read(done, 1)
+        os.close(done)
+        if not word:
+            return None  # it died over the request, and nobody knows how much of it is left
+
+
+def _refuse(daemon: socket.socket, why: str) -> None:
+    request = framing.receive(daemon)
+    if request is not None:
+        daemon.sendall(framing.pack({"serial": request["serial"], "error": why}))
+
+
+def _begin(daemon: socket.socket, done: int) -> tuple[Spawn, Shim]:
+    """Be the shim up to the point where its worker may be forked; leave if it mayn't."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    request = framing.receive(daemon)
+    if request is None:
+        os._exit(1)
+    spawn = Spawn.from_fields(request["spawn"])
+    shim = Shim(spawn)
+    try:
+        shim.prepare((daemon.fileno(), done))
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        answer: dict[str, object] = {"error": f"{error.strerror}{where}"}
+    else:
+        answer = {"pid": os.getpid()}
+    try:
+        daemon.sendall(framing.pack({"serial": request["serial"], **answer}))
+    except OSError:
+        os._exit(1)
+    os.write(done, b"d")
+    if "error" in answer:
+        os._exit(1)
+    os.close(done)
+    daemon.close()
+    return spawn, shim
+
+
+def _rehearse() -> None:
+    """Do once what every shim will do.
+
+    The interpreter writes into code and caches when something runs for the first time. What has
+    run before the fork is shared by all shims; what hasn't costs each of them its own pages.
+    """
+    spawn = Spawn(life="-", nonce="-", directory="/", log_path="/-", env={}, argv=["-"])
+    for _ in range(REHEARSALS):
+        Shim(Spawn.from_fields(spawn.to_fields()))
+        json.loads(json.dumps(spawn.to_fields(), default=repr))
+        prctl.set_name("dynorch-zygote")
+        procfs.starttime(os.getpid())
+        procfs.boot_id()
+        title.set_tag(title.PLACEHOLDER)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        poll = select.poll()
+        poll.register(0, select.POLLIN)
+        poll.poll(0)
 
 
 def _preload(name: str, daemon: socket.socket) -> None:
@@ -94,72 +156,3 @@ def _preload(name: str, daemon: socket.socket) -> None:
         text = f"{name}: {type(error).__name__}: {error}"
         daemon.sendall(framing.pack({"failed": text[:2000]}))
         raise
-
-
-def _bear(
-    spawn: Spawn, daemon: socket.socket
-) -> tuple[Shim | None, dict[str, object], socket.socket | None]:
-    """Fork one shim. In it, returns its work; in the zygote, the answer and the open gate."""
-    ours, theirs = socket.socketpair()
-    try:
-        pid = os.fork()
-    except OSError as error:
-        return None, {"error": f"cannot fork: {error.strerror}"}, None
-    if pid == 0:
-        ours.close()
-        daemon.close()
-        return _at_the_gate(spawn, theirs), {}, None
-    theirs.close()
-    identity: dict[str, object] = {"pid": pid, "starttime": procfs.starttime(pid)}
-    ours.settimeout(GATE_S)
-    try:
-        word = ours.recv(2000)
-    except OSError as error:
-        word = f"the shim wasn't ready within {GATE_S:g} s ({error})".encode()
-    if word != READY:
-        ours.close()
-        text = word.decode("utf-8", "replace") or "the shim died before it was ready"
-        return None, {"error": text}, None
-    return None, identity, ours
-
-
-def _at_the_gate(spawn: Spawn, gate: socket.socket) -> Shim:
-    """Set the shim up, say so, and wait for the word. Leaves the process if it doesn't come."""
-    keep = gate.fileno()
-    _close_everything_but(keep, os.path.join(spawn.directory, "shim.err"), gate)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    shim = Shim(spawn)
-    try:
-        shim.prepare()
-    except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        gate.sendall(f"{error.strerror}{where}".encode()[:2000])
-        os._exit(1)
-    try:
-        gate.sendall(READY)
-        word = gate.recv(len(GO))
-    except OSError:
-        word = b""
-    if word != GO:
-        os._exit(1)
-    gate.close()
-    return shim
-
-
-def _close_everything_but(keep: int, errors: str, gate: socket.socket) -> None:
-    """Let go of all that the zygote has open; our own last words go to the file `errors`."""
-    try:
-        fd = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    except OSError as error:
-        gate.sendall(f"{error.strerror} {errors}".encode()[:2000])
-        os._exit(1)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.dup2(fd, 1)
-    os.dup2(fd, 2)
-    for one in procfs.open_fds():
-        if one > 2 and one != keep:
-            try:
-                os.close(one)
-            except OSError:
-                continue

@@ -118,7 +118,7 @@ class ZygoteLink:
                 return answer
         self._serial += 1
         self._pending.append((self._serial, answer))
-        self._unsent += framing.pack({"serial": self._serial, "spawn": request.to_json()})
+        self._unsent += framing.pack({"serial": self._serial, "spawn": request.to_fields()})
         self._write()
         if self.ready and len(self._pending) == 1:
             self._arm(ANSWER_S)
@@ -210,6 +210,10 @@ class ZygoteLink:
         if pid != self.pid:
             return  # an earlier one, whose end was seen from its socket
         self.pid = 0
+        if self._socket is not None:
+            # A shim that it had just forked can tell us now or never: what it can't say any more
+            # makes it leave, and what it has said is still there to be read.
+            self._socket.shutdown(socket.SHUT_RD)
         while self._socket is not None and self._read():
             pass
         code = os.waitstatus_to_exitcode(status)

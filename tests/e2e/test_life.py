@@ -1,0 +1,203 @@
+"""One life from its first instruction to its last byte of log, with real processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.host import procfs
+from orchestrator.host.records import MainExited, StateSeen, TreeEmpty
+from tests.e2e.machine import Machine
+
+
+@pytest.fixture
+def machine():
+    made = Machine()
+    yield made
+    made.close()
+
+
+# The log.
+
+
+def everything_logged(log):
+    files = sorted(log.parent.glob(f"{log.name}.*"), key=lambda p: -int(p.suffix[1:]))
+    return b"".join(path.read_bytes() for path in [*files, log])
+
+
+def test_no_byte_is_lost_over_rotations(machine):
+    total = 20 << 20
+    life = machine.zoo("lines", total, log_max_bytes=3 << 20, log_backups=20)
+    record = life.ended(60)
+    written = everything_logged(life.log)
+    assert record.log_bytes == len(written)
+    assert record.dropped_bytes == 0
+    assert record.tail.endswith("the last line")
+    lines = written.split(b"\n")
+    assert lines.pop() == b"the last line"
+    assert lines == [b"%099d" % n for n in range(len(lines))]
+    assert len(lines) * 100 >= total
+    assert len(list(life.log.parent.glob(f"{life.log.name}.*"))) >= 6
+
+
+def test_a_full_disk_costs_output_and_nothing_else(machine):
+    folder = machine.root / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small file system is not permitted")
+    try:
+        life = machine.zoo("lines", 4 << 20, log_path=str(folder / "w.log"))
+        record = life.ended()
+        assert record.status == 0
+        assert record.dropped_bytes > 2 << 20
+        assert record.log_bytes + record.dropped_bytes >= 4 << 20
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+# The beginning.
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code", "text", "status"),
+    [
+        ({"argv": ["no-such-program"]}, "ENOENT", "cannot run 'no-such-program'", 127),
+        ({"argv": ["/etc/passwd"]}, "EACCES", "cannot run '/etc/passwd'", 126),
+        ({"argv": ["true"], "cwd": "/no/such/place"}, "ENOENT", "directory /no/such/place", 127),
+        ({"entry": "no.module:main"}, "", "cannot import no.module:main: ModuleNotFoundError", 1),
+        ({"entry": "json:nothing"}, "", "AttributeError", 1),
+    ],
+)
+def test_a_worker_that_cannot_begin_says_why(machine, wanted, code, text, status):
+    record = machine.born(**wanted).ended()
+    assert record.exec_error.code == code
+    assert text in record.exec_error.text
+    assert os.waitstatus_to_exitcode(record.status) == status
+
+
+def test_a_file_that_is_no_program_says_so(machine):
+    file = machine.root / "garbage"
+    file.write_bytes(b"\0\1\2\3")
+    file.chmod(0o700)
+    record = machine.born(argv=[str(file)]).ended()
+    assert record.exec_error.code == "ENOEXEC"
+
+
+def test_a_command_begins_in_a_clean_world(machine):
+    code = (
+        "import os, signal, json; print(json.dumps(dict("
+        "env=dict(os.environ), cwd=os.getcwd(), fds=sorted(map(int, os.listdir('/proc/self/fd'))),"
+        "blocked=[int(s) for s in signal.pthread_sigmask(0, [])], group=os.getpgrp() - os.getpid(),"
+        "term=signal.getsignal(15) == signal.SIG_DFL)))"
+    )
+    life = machine.born(
+        argv=[sys.executable, "-I", "-S", "-c", code], env={"A": "b"}, cwd="/usr", nofile=123
+    )
+    world = json.loads(life.ended().tail)
+    assert world["env"].pop("DYNORCH_TREE").startswith("agg/worker-0.0#1/test-")
+    assert world["env"].pop("LC_CTYPE", "") is not None
+    assert world["env"] == {"A": "b", "SPT_NOENV": "1"}
+    assert world["cwd"] == "/usr"
+    assert world["fds"] == [0, 1, 2, 3]  # 3 is the listing itself
+    assert (world["blocked"], world["group"], world["term"]) == ([], 0, True)
+
+
+def test_an_entry_is_called_with_its_blob_in_its_own_world(machine):
+    folder = machine.root / "code"
+    folder.mkdir()
+    (folder / "place.py").write_text(
+        "import os, sys\n"
+        "def main(blob):\n"
+        "    print(blob, os.environ['A'], sys.argv)\n"
+        "    return 5\n"
+    )
+    life = machine.born(entry="place:main", blob=b"\x00\xff", path=[str(folder)], env={"A": "b"})
+    record = life.ended()
+    assert record.tail == "b'\\x00\\xff' b ['agg/worker-0.0#1']\n"
+    assert record.status == 5 << 8
+    assert record.exec_error is None
+
+
+def test_forked_workers_carry_title_and_tag(machine):
+    folder = machine.root / "code"
+    folder.mkdir()
+    (folder / "place.py").write_text(
+        "import os, signal\ndef main(blob):\n    os.fork()\n    signal.pause()\n"
+    )
+    life = machine.born(entry="place:main", path=[str(folder)])
+    machine.eventually(lambda: len(procfs.descendants(life.shim)) == 2)
+    for one in procfs.descendants(life.shim):
+        assert procfs.cmdline(one.pid).rstrip(b"\0") == b"dynorch: agg/worker-0.0#1"
+        assert b"DYNORCH_TREE=agg/worker-0.0#1/test--" in procfs.read(f"/proc/{one.pid}/environ")
+    assert procfs.cmdline(life.shim).rstrip(b"\0") == b"dynorch: shim agg/worker-0.0#1"
+    assert procfs.cmdline(machine.zygote.pid).rstrip(b"\0") == b"dynorch: zygote bare"
+
+
+def test_a_life_without_its_directory_is_refused(machine):
+    spawn = machine.make(argv=["true"])
+    machine.run.remove_life(Path(spawn.directory))
+    answer = machine.ask(spawn)
+    machine.eventually(answer.done)
+    assert "No such file or directory" in str(answer.exception())
+    machine.zoo("sleeper", name="agg/worker-1.0#1").running()
+
+
+# The socket.
+
+
+def test_several_clients_are_told_and_nonsense_is_cut_off(machine):
+    life = machine.zoo("sleeper")
+    life.running()
+    path = f"{life.spawn.directory}/s"
+    assert Path(path).stat().st_mode & 0o777 == 0o600
+    peers = []
+    for _ in range(2):
+        peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        peer.connect(path)
+        peer.settimeout(10)
+        assert json.loads(peer.recv(65536))["phase"] == "running"
+        peers.append(peer)
+    peers[0].send(b"nonsense")
+    assert peers[0].recv(65536) == b""
+    peers[1].send(b'{"op": "dance"}')
+    assert json.loads(peers[1].recv(65536))["event"] == "refused"
+    machine.call(life.link.stop, 10.0, 0.0)
+    said = [json.loads(peers[1].recv(65536))["event"] for _ in range(3)]
+    assert said == ["state", "exited", "empty"]
+
+
+def test_idle_processes_do_not_wake_up(machine):
+    lives = [machine.zoo("sleeper", name=f"agg/worker-{n}.0#1") for n in range(3)]
+    for life in lives:
+        life.running()
+    pids = [machine.zygote.pid, *(life.shim for life in lives)]
+    machine.eventually(lambda: all(procfs.stat(pid).state == "S" for pid in pids))
+
+    def switches():
+        return [procfs.read(f"/proc/{pid}/status").split(b"voluntary_ctxt_switches:")[1].split()[0]
+                for pid in pids]  # fmt: skip
+
+    before, until = switches(), time.monotonic() + 1.0
+    machine.eventually(lambda: time.monotonic() > until)
+    assert switches() == before
+
+
+def test_states_are_seen_in_order(machine):
+    life = machine.zoo("polite")
+    life.running(5)
+    machine.call(life.link.stop, 10.0, 0.1)
+    life.ended()
+    phases = [one.phase for one in life.events if isinstance(one, StateSeen)]
+    kinds = [type(one) for one in life.events if not isinstance(one, StateSeen)]
+    assert phases == ["running", "stopping", "killing"]
+    assert kinds == [MainExited, TreeEmpty]

@@ -1,0 +1,175 @@
+"""Programs that a supervisor meets, started as `python -I -S tests/zoo.py KIND FOLDER`.
+
+Each process of a zoo appends one line to FOLDER/pids ("KIND PID") before it settles, so that a
+test can count who was there and who still is. Nothing here sleeps: who waits, pauses until killed.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+FOLDER = Path(sys.argv[2]) if len(sys.argv) > 2 else Path()
+
+
+def note(kind):
+    fd = os.open(FOLDER / "pids", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.write(fd, f"{kind} {os.getpid()}\n".encode())
+    os.close(fd)
+
+
+def pause():
+    while True:
+        signal.pause()
+
+
+def ignore_term():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def descend(kind, before=lambda: None, *, twice=False):
+    """Fork one descendant that ignores TERM and stays."""
+    if os.fork() == 0:
+        before()
+        if twice and os.fork():
+            os._exit(0)
+        ignore_term()
+        note(kind)
+        pause()
+
+
+def family():
+    """The four kinds of descendant."""
+    descend("plain")
+    descend("group", os.setpgrp)
+    descend("session", os.setsid)
+    descend("daemon", os.setsid, twice=True)
+
+
+def on_term_count():
+    """Count TERMs in a file; the process lives on."""
+
+    def count(*_):
+        with (FOLDER / "terms").open("a") as file:
+            file.write("TERM\n")
+
+    signal.signal(signal.SIGTERM, count)
+
+
+def polite():
+    """A family whose main exits with 7 on the first TERM."""
+    family()
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
+    note("main")
+    pause()
+
+
+def stubborn():
+    """A family whose main only counts TERMs."""
+    family()
+    on_term_count()
+    note("main")
+    pause()
+
+
+def quitter():
+    """A family whose main leaves with 3 as soon as everybody is there."""
+    (FOLDER / "pids").touch()
+    family()
+    while len((FOLDER / "pids").read_text().splitlines()) < 4:
+        os.sched_yield()
+    note("main")
+    os._exit(3)
+
+
+def hopper():
+    """Processes that never stand still: each forks its successor and leaves.
+
+    `os.setsid` for half of them, so that no group holds them all.
+    """
+    note("main")
+    for number in range(6):
+        if os.fork() == 0:
+            if number % 2:
+                os.setsid()
+            note("hopper")
+            while True:
+                if os.fork():
+                    os._exit(0)
+    pause()
+
+
+def storm():
+    """Every process forks two and goes on forking for those that it lost, a few hundred in all."""
+    note("main")
+    grow(7)
+
+
+def grow(depth):
+    while True:
+        for _ in range(2 if depth else 0):
+            if os.fork() == 0:
+                grow(depth - 1)
+        try:
+            while True:
+                os.wait()
+                if os.fork() == 0:
+                    grow(max(0, depth - 1))
+        except ChildProcessError:
+            pause()
+
+
+def lines():
+    """As many bytes as asked for in numbered lines, the last one written right before _exit."""
+    total = int(sys.argv[3])
+    width = int(sys.argv[4]) if len(sys.argv) > 4 else 100
+    step = int(sys.argv[5]) if len(sys.argv) > 5 else 600
+    done = number = 0
+    while done < total:
+        block = b"".join(
+            f"{number + one:0{width - 1}d}\n".encode() for one in range(min(step, 1 << 16))
+        )
+        number += step
+        done += len(block)
+        view = memoryview(block)
+        while view:
+            view = view[os.write(1, view) :]
+    os.write(1, b"the last line")
+    os._exit(0)
+
+
+def noisy_exit():
+    """Say something, leave a child that holds the output open, and wait for our end."""
+    os.write(1, b"hello\n")
+    descend("plain")
+    note("main")
+    pause()
+
+
+def shared_memory():
+    """A multiprocessing family with named memory, mapped by main and by a child of its own."""
+    # Slow to import: the rest of the zoo starts without them.
+    import mmap  # noqa: PLC0415
+    from multiprocessing import shared_memory as shm  # noqa: PLC0415
+
+    block = shm.SharedMemory(create=True, size=1 << 20)
+    raw = f"/dev/shm/psm_zoo_{os.getpid()}"
+    fd = os.open(raw, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    os.ftruncate(fd, 4096)
+    held = mmap.mmap(fd, 4096)
+    (FOLDER / "names").write_text(f"{block.name.lstrip('/')}\n{Path(raw).name}\n")
+    if os.fork() == 0:
+        note("child")
+        pause()
+    note("main")
+    pause()
+    held.close()
+
+
+def sleeper():
+    note("main")
+    pause()
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()
