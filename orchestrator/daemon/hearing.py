@@ -15,7 +15,7 @@ from msgspec import structs
 
 from orchestrator.core import events, lease
 from orchestrator.core.reasons import Cause, Reason
-from orchestrator.core.state import LIVE
+from orchestrator.core.state import LIVE, Phase
 from orchestrator.daemon.supervisor import Supervisor
 from orchestrator.daemon.unit import Heard, Unit
 from orchestrator.wire import messages
@@ -57,6 +57,9 @@ class Hearing:
                 self._hello(unit, heard, life, message)
             case messages.Beat():
                 self._beat(speaker, heard, life, message)
+                if message.ready and unit.state.phase is Phase.STARTING:
+                    # Its `Ready` went to a daemon that was dying.
+                    self._post(life, events.BecameReady(life.member, life.incarnation))
                 self._on_beat(unit, heard, message)
             case messages.Progress():
                 heard.progress, heard.percent = message.text, message.percent

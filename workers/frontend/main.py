@@ -104,7 +104,7 @@ class Frontend:
         self._stop = asyncio.Event()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._upstreams = Upstreams(
-            self._context, config.life, options.routing, self._answering.set
+            self._context, config.life, options.routing, self._on_answering
         )
         metrics = Metrics(config.life, self._upstreams.routable)
         self._relay = Relay(self._upstreams, metrics, options)
@@ -194,6 +194,11 @@ class Frontend:
     def _on_table(self, routes: Routes) -> None:
         if self._upstreams.apply(routes):
             self._first_table.set()
+
+    def _on_answering(self) -> None:
+        """The newest table is in force: whoever waits for that shouldn't wait for a beat."""
+        self._answering.set()
+        self.session.beat_soon()
 
     def _on_drain(self, deadline_s: float) -> None:
         self._asked_to_drain = True

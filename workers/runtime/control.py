@@ -77,6 +77,7 @@ class Session:
         self._slots: dict[type, messages.FromWorker] = {}
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._closing = False
+        self._beat_early = False
         self._probed_at: float | None = None
         self._seq = 0
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
@@ -93,6 +94,11 @@ class Session:
     def say(self, message: messages.FromWorker) -> None:
         """Send when possible; a newer message of the same kind replaces one that still waits."""
         self._slots[type(message)] = message
+        os.eventfd_write(self._wake, 1)
+
+    def beat_soon(self) -> None:
+        """Beat before it is due: something in the gauge has changed that somebody waits for."""
+        self._beat_early = True
         os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
@@ -127,8 +133,9 @@ class Session:
         beat_at = time.monotonic()
         while not self._closing:
             now = time.monotonic()
-            if now >= beat_at:
-                beat_at = max(beat_at + self._config.beat_period_s, now)
+            if now >= beat_at or self._beat_early:
+                self._beat_early = False
+                beat_at = max(min(beat_at, now) + self._config.beat_period_s, now)
                 self._beat(socket, now)
             # Asking for POLLOUT only while something waits keeps an idle session asleep.
             poller.register(socket, zmq.POLLIN | (zmq.POLLOUT if self._slots else 0))
