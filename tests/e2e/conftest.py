@@ -84,6 +84,16 @@ class Dynorch:
     def pid(self, role: str, index: int = 0) -> int:
         return self.replica(role, index)["workers"][0]["pid"]
 
+    def inflight(self) -> int:
+        """Requests that engine workers hold now, as their beats say."""
+        return sum(
+            worker["inflight"]
+            for role in self.topology()["roles"]
+            if role["kind"] != "frontend"
+            for replica in role["replicas"]
+            for worker in replica["workers"]
+        )
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
@@ -115,11 +125,27 @@ def alive(pid: int) -> bool:
     return not zombie(pid)
 
 
-@pytest.fixture
-def dynorch():
+@contextlib.contextmanager
+def running():
     # Not tmp_path: unix socket paths are short.
     root = Path(tempfile.mkdtemp(prefix="dyn-"))
     one = Dynorch(root)
-    yield one
-    one.close()
-    shutil.rmtree(root, ignore_errors=True)
+    try:
+        yield one
+    finally:
+        one.close()
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+def dynorch():
+    """A dynorch of the test's own."""
+    with running() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def dynorch_factory():
+    """Makes one that the tests of a module share."""
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(running())
