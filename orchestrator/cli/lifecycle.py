@@ -37,10 +37,7 @@ def up(file: Path, engine: str, *, detach: bool) -> int:
         "watch_pid": 0 if detach else os.getpid(),
     }
     with Client(here.run) as client, sigterm_interrupts():
-        try:
-            checked(call_or_start(client, here.run, here.state, "up", **arguments))
-        except RuntimeError as error:
-            fail(str(error))
+        checked(call_or_start(client, here.run, here.state, "up", **arguments))
         follower = Follower(client, topology.name)
         try:
             return _stay(follower, topology.name, detach=detach)

@@ -14,6 +14,7 @@ from orchestrator.wire import events as wire_events
 from orchestrator.wire.snapshot import Snapshot, encode
 
 STATUS_S = 5.0
+KNOWN_MAX = 8
 
 
 def snapshot(here: Dirs) -> Snapshot:
@@ -54,8 +55,10 @@ def logs(target: str | None, *, follow: bool, lines: int) -> int:
     here = dirs()
     sources = files.find(here.state, target)
     if not sources:
-        known = ", ".join(source.name for source in files.find(here.state, None)) or "none yet"
-        fail(f"no log of {target or 'anything'} in {here.state}/logs; there are: {known}")
+        names = [source.name for source in files.find(here.state, None)]
+        known = ", ".join(names[:KNOWN_MAX]) or "none yet"
+        more = f" and {len(names) - KNOWN_MAX} more" if len(names) > KNOWN_MAX else ""
+        fail(f"no log of {target or 'anything'} in {here.state}/logs; there are: {known}{more}")
     prefix = len(sources) > 1
     width = max(len(source.name) for source in sources)
     for source in sources:

@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from orchestrator import __version__
-from orchestrator.daemon.absence import DaemonSilentError, NoDaemonError
+from orchestrator.daemon.absence import DaemonNotStartedError, DaemonSilentError, NoDaemonError
 
 INVALID = 2
 NO_DAEMON = 3
@@ -248,7 +248,7 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `dynorch logs | head` is no failure
         sys.exit(0)
-    except DaemonSilentError as error:
+    except (DaemonSilentError, DaemonNotStartedError) as error:
         print(error, file=sys.stderr)
         sys.exit(1)
     except NoDaemonError:

@@ -16,7 +16,7 @@ from typing import Any, Self
 import msgspec
 import zmq
 
-from orchestrator.daemon.absence import DaemonSilentError, NoDaemonError
+from orchestrator.daemon.absence import DaemonNotStartedError, DaemonSilentError, NoDaemonError
 from orchestrator.host.lock import holder
 from orchestrator.wire import events, messages
 from orchestrator.wire.sockets import Context, make_socket
@@ -105,7 +105,7 @@ def spawn_daemon(run_dir: Path, state_dir: Path) -> None:
     """Start a daemon in the background and wait until it answers, fails, or START_S is over.
 
     It says over an inherited pipe when it listens, so there is nothing to poll. Raises
-    RuntimeError with the daemon's own last line.
+    DaemonNotStartedError with the daemon's own last line.
     """
     log_path = state_dir / "logs" / "daemon.log"
     log_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -127,7 +127,7 @@ def spawn_daemon(run_dir: Path, state_dir: Path) -> None:
     finally:
         os.close(ours)
     if said != "ready":
-        raise RuntimeError(said or f"the daemon did not start; see {log_path}")
+        raise DaemonNotStartedError(said or f"the daemon did not start; see {log_path}")
 
 
 def _read_until_closed(handle: int, within_s: float) -> str:

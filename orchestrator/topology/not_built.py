@@ -78,7 +78,7 @@ ROWS = (
     Row("KV transfer", _kv_transfer, "leave the table out"),
     Row("gangs of data-parallel ranks", _gangs, "write replicas instead of data-parallel"),
     Row("expert parallelism", _expert_parallel, "leave it out"),
-    Row("this routing", _routing, 'write routing = "least-loaded"'),
+    Row("prefix and KV routing", _routing, 'write routing = "least-loaded"'),
     Row("sharing a GPU", _fractions, "write a whole number of GPUs"),
     Row("workers in another interpreter", _interpreters, "install vLLM beside dynorch"),
     Row("readiness of plain commands", _readiness, "leave ready out: ready once started"),
