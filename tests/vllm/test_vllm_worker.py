@@ -143,7 +143,6 @@ def test_sigterm_ends_it_cleanly(zygote, model_dir, engine_env, tmp_path):
         ({"max-model-len": "many"}, "max-model-len"),
         ({"enable-auto-tool-choice": True, "tool-call-parser": "no"}, "invalid tool call parser"),
         ({"max-model-len": 9999}, "is greater than the derived max_model_len"),
-        ({"api-key": "x"}, "--api-key is not for a worker"),
     ],
 )
 def test_bad_flags_are_refused_before_anything_is_loaded(

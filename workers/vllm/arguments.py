@@ -2,7 +2,8 @@
 
 Everything that vLLM can find wrong without loading anything is found here, so that a typo is
 answered in the parser's own words and costs no start. Some of these checks vLLM itself makes only
-after the whole model is loaded.
+after the whole model is loaded. Flags that only dynorch may set never come here: the topology's
+loader has refused them.
 """
 
 import argparse
@@ -19,15 +20,6 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from workers.runtime.engine import EngineConfigError
 
 LINE_MAX = 500
-
-OURS = {
-    "api-key": "the frontend is who lets clients in",
-    "api-server-count": "a worker is one process; give the role more replicas",
-    "config": "write the flags into the topology",
-    "headless": "a worker always has its application",
-    "model": "the role's `model` says it",
-}
-"""Flags that would break the embedding, and why; each is refused, never ignored."""
 
 
 class _Parser(FlexibleArgumentParser):  # type: ignore[misc]
@@ -57,9 +49,6 @@ def parse(
 def argv(model: str, served_names: Sequence[str], options: Mapping[str, Any]) -> list[str]:
     """Spell `{a = true, b = false, c = [1, 2], d = {...}}` as `--a --no-b --c 1 2 --d {...}`."""
     flags = {name.replace("_", "-"): value for name, value in options.items()}
-    for name in flags:
-        if name in OURS:
-            raise EngineConfigError(f"--{name} is not for a worker: {OURS[name]}")
     if served_names:
         flags["served-model-name"] = list(served_names)
     words = ["--model", model]

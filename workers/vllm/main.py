@@ -4,6 +4,8 @@ Imports nothing heavy: outside the zygote, vLLM takes ten seconds to import, and
 hear from the worker before that.
 """
 
+import os
+import sys
 import tempfile
 
 from orchestrator.wire import config as wire
@@ -12,8 +14,13 @@ from workers.vllm.engine import VllmEngine
 
 
 def main(blob: bytes) -> int:
-    """Serve until SIGTERM or the engine's death; return the exit status."""
+    """Serve until SIGTERM or the engine's death, then exit with the runtime's status."""
     # The zygote's imports may have asked for the temporary directory and so fixed its own.
     tempfile.tempdir = None
     config = wire.decode(blob)
-    return serve(config, VllmEngine(config))
+    status = serve(config, VllmEngine(config))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Left to itself, the interpreter would take a second to tear itself down, and bury the last
+    # words under forty lines about what C++ bindings have leaked.
+    os._exit(status)

@@ -13,8 +13,6 @@ Variables that libraries read while being imported (see `IMPORT_TIME_ENV`) are t
 for ever: a worker that needs others needs another zygote.
 """
 
-import contextlib
-import gc
 import importlib
 import logging
 import os
@@ -123,8 +121,6 @@ FORK_ENV = {
     "OPENBLAS_NUM_THREADS": "1",
     # Used by transformers' tokenizers from the first batch on; not safe across a fork.
     "TOKENIZERS_PARALLELISM": "false",
-    # Titles are written over the command line only, not over the environment behind it.
-    "SPT_NOENV": "1",
 }
 """What makes the image fit to be forked."""
 
@@ -142,7 +138,10 @@ preloaded_env: dict[str, str | None] | None = None
 
 
 def preload() -> None:
-    """Import everything a worker needs; ImportError if there is no usable vLLM."""
+    """Import everything a worker needs.
+
+    ImportError if there is no usable vLLM; RuntimeError if the image can't be forked.
+    """
     global preloaded_env  # noqa: PLW0603
     assert preloaded_env is None, "preload is called once"
     preloaded_env = {name: os.environ.get(name) for name in IMPORT_TIME_ENV}
@@ -154,13 +153,9 @@ def preload() -> None:
     more = os.environ.get(ARCHITECTURES_ENV, "").split(",")
     missing += _import_models(dict.fromkeys([*ARCHITECTURES, *filter(None, more)]))
     _warm_compiler(cpu=platform.is_cpu())
-    _find_title()
     if missing:
         log.info("not preloaded, so imported in each start: %s", ", ".join(missing))
-    _assert_forkable()
-    # What lives now lives as long as the image: no collection may touch, and so copy, its pages.
-    gc.collect()
-    gc.freeze()
+    _check_forkable()
 
 
 def changed_since_import() -> list[str]:
@@ -211,21 +206,10 @@ def _warm_compiler(*, cpu: bool) -> None:
         log.info("the compiler's cache keys weren't prepared: %s", error)
 
 
-def _find_title() -> None:
-    """Let setproctitle find the command line by the environment behind it, while that is there.
-
-    A worker is given an environment of its own; looked for after that, EngineCore and its workers
-    are never found, and nobody could tell them apart.
-    """
-    with contextlib.suppress(*_FAILURES):
-        importlib.import_module("setproctitle").getproctitle()
-
-
-def _assert_forkable() -> None:
+def _check_forkable() -> None:
     tasks = Path("/proc/self/task").iterdir()
-    threads = [
-        (task / "comm").read_text().strip() for task in tasks if task.name != str(os.getpid())
-    ]
-    assert not threads, f"a fork would lose these threads: {', '.join(threads)}"
-    torch = sys.modules["torch"]
-    assert not torch.cuda.is_initialized(), "a fork can't use its parent's CUDA context"
+    names = [(task / "comm").read_text().strip() for task in tasks if task.name != str(os.getpid())]
+    if names:
+        raise RuntimeError(f"a fork would lose these threads: {', '.join(names)}")
+    if sys.modules["torch"].cuda.is_initialized():
+        raise RuntimeError("CUDA was initialised: a fork can't use its parent's context")
