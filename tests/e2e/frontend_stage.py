@@ -263,6 +263,16 @@ def wait_listening(port: int) -> None:
     eventually(accepts)
 
 
+def read_until(sock: socket.socket, sign: bytes) -> bytes:
+    """Everything up to the read that brought `sign`."""
+    data = b""
+    while sign not in data:
+        piece = sock.recv(65536)
+        assert piece, f"closed after {data!r}"
+        data += piece
+    return data
+
+
 def read_all(sock: socket.socket) -> bytes:
     """Everything until the other side closes."""
     data = bytearray()

@@ -29,7 +29,9 @@ _NOT_FORWARDED = HOP_BY_HOP | {
     b"content-length", b"expect", b"x-request-id", b"x-data-parallel-rank", b"x-dynorch-canary",
 }  # fmt: skip
 _PLAIN_CONNECTION = frozenset({b"", b"keep-alive", b"close"})
-_NOT_RETURNED = HOP_BY_HOP | {b"x-request-id", b"date", b"server"}
+_NOT_RETURNED = HOP_BY_HOP | {
+    b"x-request-id", b"date", b"server", b"x-dynorch-worker", b"x-dynorch-engine",
+}  # fmt: skip
 
 _DENIED = frozenset(
     {

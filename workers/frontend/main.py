@@ -103,9 +103,7 @@ class Frontend:
         self._answering = asyncio.Event()
         self._stop = asyncio.Event()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._upstreams = Upstreams(
-            self._context, config.life, options.routing, self._on_answering
-        )
+        self._upstreams = Upstreams(self._context, config.life, options.routing, self._on_answering)
         metrics = Metrics(config.life, self._upstreams.routable)
         self._relay = Relay(self._upstreams, metrics, options)
         self._app = App(self._upstreams, self._relay, metrics, options)
