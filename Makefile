@@ -25,7 +25,7 @@ up: .venv/base          ## install, then serve TOPOLOGY (default topologies/agg.
 	.venv/bin/dynorch up $(TOPOLOGY)
 
 test: .venv/dev         ## unit tests, 2,000 simulator seeds, end to end on the simulated engine
-	.venv/bin/python -m pytest -m 'not vllm'
+	.venv/bin/python -m pytest --ignore tests/vllm
 
 test-vllm: .venv-vllm/ready   ## the real engine, CPU build, through the daemon
 	.venv-vllm/bin/python -m pytest -m vllm tests/vllm

@@ -44,10 +44,9 @@ def blocked(unit: Unit, now: float) -> Blocked:
     wait_s = RETRY_AFTER_S
     if deadline is not None and unit.state.not_before > now:
         wait_s = max(wait_s, deadline.at - now)
-    return Blocked(
-        str(unit.id), unit.spec.kind, [unit.spec.model], unit.state.phase.value,
-        str(unit.state.reason), wait_s,
-    )  # fmt: skip
+    names = list(unit.spec.members[0].served_names)
+    phase, why = unit.state.phase.value, str(unit.state.reason)
+    return Blocked(str(unit.id), unit.spec.kind, names, phase, why, wait_s)
 
 
 def table(topology: str, engine: str, units: Iterable[Unit], version: int) -> Routes:
