@@ -1,4 +1,4 @@
-"""`python -m tests.sim --seeds 2000`: run seeds, report speed and cells; `--seed N` tells one story."""
+"""Run seeds and report speed and cells, or with `--seed N` tell the story of one."""
 
 import argparse
 import sys

@@ -14,7 +14,7 @@ from tests.sim.world import FOREVER, World
 DEATH_CHANCE = 0.002
 
 
-class Died(Exception):
+class DiedError(Exception):
     """The daemon was killed here; unwinds to the run loop."""
 
 
@@ -25,6 +25,7 @@ class Daemon:
         self.boot = "boot-1"
         self.timers: dict = {}
         self.adopting = False
+        self.began_at = world.now
         self.epoch = world.next_epoch()
         self.ids = {str(name): name for name in needs}
         self.states = {name: adopt.decode(disk[name]).state for name in policies}
@@ -70,18 +71,20 @@ class Daemon:
         if not self.adopting or isinstance(event, e.DaemonRestarted):
             self.check(name, before, after)
         if after.phase is not before.phase:
+            for life in self.world.lives.get(name, ()):
+                self.world.at(2.0, self.world.check_told, life, self.epoch)
             self.world.operator.aim(name)
             if self.world.rng.random() < 0.02:
                 self.world.at(self.world.rng.choice((0.0, 0.3, 3.0)), self.die, self.epoch)
 
     def perhaps_die(self) -> None:
         if self.world.faults and self.world.rng.random() < DEATH_CHANCE:
-            raise Died
+            raise DiedError
 
     def die(self, epoch: int) -> None:
         """Die between two events, soon after something has changed."""
         if self.world.faults and self.world.daemon is self and epoch == self.epoch:
-            raise Died
+            raise DiedError
 
     # -- actions --------------------------------------------------------------------------------
 
@@ -146,6 +149,8 @@ class Daemon:
             life = self.world.find(name, member, state.incarnation)
             was = life.born and (life.ready or life.died_at < FOREVER or not policy.has_readiness)
             assert was, f"{name}: routable, but member {member} never was ready"
+            silent_since = max(life.frozen_at, self.began_at)
+            assert self.world.now < silent_since + 7.0, f"{name}: routable, member {member} frozen"
 
     # -- taking over ----------------------------------------------------------------------------
 
@@ -169,6 +174,7 @@ class Daemon:
                 self.greet(life)
 
     def greet(self, life) -> None:
+        self.world.at(2.0, self.world.check_told, life, self.epoch)
         if life.frozen_at < FOREVER:
             self.world.judge(life)
         else:

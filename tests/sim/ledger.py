@@ -89,29 +89,37 @@ class Ledger:
         book = self.book
         if book is None or not hasattr(event, "member"):
             return
-        if isinstance(event, e.SaidBye):
-            book.byes[event.member] = event.code
-        elif isinstance(event, e.Spawned):
-            book.born.add(event.member)
-        elif isinstance(event, e.BecameReady):
-            book.ready.add(event.member)
-        elif isinstance(event, e.LeaseExpired):
-            if event.member in book.ready or book.ready_at is not None:
-                self.blame(event.member, "unhealthy", now)
-        elif isinstance(event, e.ShimLost):
-            self.blame(event.member, "lost", now)
-        elif isinstance(event, e.SpawnFailed):
-            why = {"interrupted": "interrupted", "ENOENT": "config", "": "start-crash"}
-            self.blame(event.member, why[event.code], now)
-        elif isinstance(event, e.MainExited):
-            self.hear_exit(event.member, e.ExitFacts(status=event.status), now)
-        elif isinstance(event, e.TreeEmptied):
-            self.hear_empty(event, now)
+        listen = LISTEN.get(type(event))
+        if listen is not None:
+            listen(self, book, event, now)
         self.see_ready(now)
         if isinstance(event, e.SpawnFailed | e.TreeEmptied):
             book.empty.add(event.member)
             if len(book.empty) == book.size:
                 self.close(now)
+
+    def hear_bye(self, book, event, _now) -> None:
+        book.byes[event.member] = event.code
+
+    def hear_birth(self, book, event, _now) -> None:
+        book.born.add(event.member)
+
+    def hear_ready(self, book, event, _now) -> None:
+        book.ready.add(event.member)
+
+    def hear_silence(self, book, event, now) -> None:
+        if event.member in book.ready or book.ready_at is not None:
+            self.blame(event.member, "unhealthy", now)
+
+    def hear_loss(self, _book, event, now) -> None:
+        self.blame(event.member, "lost", now)
+
+    def hear_stillbirth(self, _book, event, now) -> None:
+        why = {"interrupted": "interrupted", "ENOENT": "config", "": "start-crash"}
+        self.blame(event.member, why[event.code], now)
+
+    def hear_main(self, _book, event, now) -> None:
+        self.hear_exit(event.member, e.ExitFacts(status=event.status), now)
 
     def hear_request(self, event, now) -> None:
         self.intent = event.intent
@@ -139,8 +147,7 @@ class Ledger:
         self.blame(member, self.classify(member, facts), now)
         book.by_exit = True
 
-    def hear_empty(self, event, now) -> None:
-        book = self.book
+    def hear_empty(self, book, event, now) -> None:
         self.hear_exit(event.member, event.facts, now)
         refinable = book.by_exit and book.culprit == event.member and book.cause is not None
         if refinable and event.facts.status is not None:
@@ -232,7 +239,8 @@ class Ledger:
         assert self.wish == "up", f"{self.name}: spawned although it was to be down"
         assert not self.exhausted, f"{self.name}: spawned after it had failed for good"
         assert not self.completed, f"{self.name}: spawned after its work was done"
-        assert len(numbers) == 1 and min(numbers) > self.incarnation, f"{self.name}: {numbers}"
+        assert len(numbers) == 1, f"{self.name}: members of different lives, {numbers}"
+        assert min(numbers) > self.incarnation, f"{self.name}: {numbers} was there before"
         assert [spawn.member for spawn in spawns] == list(range(self.policy.members))
         assert now >= self.earliest - EPSILON, f"{self.name}: {self.earliest - now:.2f} s too soon"
         if self.undisturbed and not self.has_needs:
@@ -274,3 +282,15 @@ class Ledger:
         if book.asked:
             return {Phase.DRAINING, Phase.STOPPING}
         return {Phase.STARTING} if book.ready_at is None else {Phase.READY}
+
+
+LISTEN = {
+    e.SaidBye: Ledger.hear_bye,
+    e.Spawned: Ledger.hear_birth,
+    e.BecameReady: Ledger.hear_ready,
+    e.LeaseExpired: Ledger.hear_silence,
+    e.ShimLost: Ledger.hear_loss,
+    e.SpawnFailed: Ledger.hear_stillbirth,
+    e.MainExited: Ledger.hear_main,
+    e.TreeEmptied: Ledger.hear_empty,
+}

@@ -15,7 +15,7 @@ from orchestrator.core.fleet import MET_BY, Need
 from orchestrator.core.policy import Policy, Restart
 from orchestrator.core.state import Phase, State, routable
 from orchestrator.wire.ids import ReplicaId
-from tests.sim.daemon import Daemon, Died
+from tests.sim.daemon import Daemon, DiedError
 from tests.sim.ledger import Ledger
 from tests.sim.world import FOREVER, Plan, World
 
@@ -48,6 +48,7 @@ class Operator:
 
     world: World
     names: list
+    pause_s: float = 200.0
     intent: int = 0
 
     def ask(self, name: str, kind: str) -> None:
@@ -73,7 +74,7 @@ class Operator:
         return self.world.rng.choice(("start", "start", "start", "stop", "now", "restart"))
 
     def aim(self, name: str) -> None:
-        if self.world.faults and self.world.rng.random() < 0.07:
+        if self.world.faults and self.world.rng.random() < 14.0 / self.pause_s:
             self.ask(name, self.random_kind())
             if self.world.rng.random() < 0.3:
                 self.ask(name, self.random_kind())
@@ -81,7 +82,7 @@ class Operator:
     def wander(self) -> None:
         if self.world.faults:
             self.ask(self.world.rng.choice(self.names), self.random_kind())
-            self.world.at(self.world.rng.expovariate(1 / 200), self.wander)
+            self.world.at(self.world.rng.expovariate(1 / self.pause_s), self.wander)
 
 
 class Run:
@@ -91,7 +92,10 @@ class Run:
         self.report = Report(verbose=verbose)
         self.policies, self.needs = fleet_of(rng)
         names = list(self.policies)
+        self.mood = rng.choice(("mixed", "mixed", "mixed", "crashy", "freezy"))
         self.world.operator = Operator(self.world, names)
+        if self.mood == "crashy":
+            self.world.operator.pause_s = 3000.0
         self.world.planner = self.plan
         fresh = {name: adopt.Saved("boot-1", State(name=name)) for name in names}
         self.disk = {name: adopt.encode(saved) for name, saved in fresh.items()}
@@ -101,9 +105,7 @@ class Run:
         self.world.daemon = self.make_daemon()
 
     def make_daemon(self) -> Daemon:
-        return Daemon(
-            self.world, self.policies, self.needs, self.disk, self.ledgers, self.report
-        )
+        return Daemon(self.world, self.policies, self.needs, self.disk, self.ledgers, self.report)
 
     # -- what lives will do ---------------------------------------------------------------------
 
@@ -113,14 +115,20 @@ class Run:
             end = (5.0, "exit", 0) if policy.oneshot else None
             ready_s = 2.0 if policy.has_readiness else 0.0
             return Plan(run_end=end, ready_s=ready_s, works_to_an_end=policy.oneshot)
-        return troubled_plan(rng, policy)
+        plan = troubled_plan(rng, policy)
+        if self.mood == "crashy" and plan.ready_s < FOREVER and rng.random() < 0.8:
+            plan.start_exit, plan.birth_error, plan.bye = None, None, None
+            plan.run_end = (rng.choice((0.0, 5.0, 30.0)), "exit", rng.choice((1 << 8, 9)))
+        elif self.mood == "freezy" and rng.random() < 0.6:
+            plan.run_end = (rng.choice((0.0, 1.0)), "freeze", rng.choice((0, 1)))
+        return plan
 
     # -- time -----------------------------------------------------------------------------------
 
     def tick(self) -> bool:
         try:
             return self.world.tick()
-        except Died:
+        except DiedError:
             self.world.daemon = None
             self.world.settle_births()
             self.world.at(self.rng.choice((0.0, 0.5, 20.0, 100.0)), self.revive)
@@ -257,7 +265,7 @@ def troubled_plan(rng: Random, policy: Policy) -> Plan:
     """Draw what a life will do while faults are on; most lives have one fault, some have none."""
     plan = Plan(
         birth_s=rng.choice((0.0, 0.01, 0.3, 3.0)),
-        ready_s=rng.choice((0.0, 2.0, 40.0, 1200.0)) if policy.has_readiness else 0.0,
+        ready_s=rng.choice((0.0, 2.0, 12.0, 40.0, 1200.0)) if policy.has_readiness else 0.0,
         obeys_s=rng.choice((0.0, 0.1, 4.0, FOREVER)),
         swallows_term_while_loading=rng.random() < 0.5,
         rest_s=rng.choice((0.0, 0.0, 1.0, FOREVER)),

@@ -12,7 +12,7 @@ from random import Random
 
 from orchestrator.core import events as e
 from orchestrator.core.reasons import Cause, Reason
-from orchestrator.core.state import routable
+from orchestrator.core.state import Phase, routable
 
 FOREVER = 1e12
 LATENCY_MAX_S = 0.5
@@ -44,6 +44,7 @@ class Life:
     incarnation: int
     plan: Plan
     born: bool = False
+    born_at: float = FOREVER
     shim: bool = False
     main: bool = False
     rest: bool = False
@@ -139,6 +140,8 @@ class World:
         twice = [other for other in others if other.incarnation != life.incarnation]
         assert not twice, f"{life.replica}: two incarnations alive at once"
         life.born = life.shim = life.main = life.rest = True
+        life.born_at = self.now
+        self.at(2.0, self.check_told, life, self.epoch)
         self.say(life, "zygote", e.Spawned(life.member, life.incarnation, 100 + self.sequence))
         if plan.start_exit is not None:
             after_s, status = plan.start_exit
@@ -163,9 +166,9 @@ class World:
             self.at(after_s, self.when_faulty, call, life, status)
 
     def announce(self, life: Life) -> None:
-        if life.ready and life.main and self.daemon is not None:
-            if self.daemon.has_readiness(life.replica):
-                self.say(life, "zmq", e.BecameReady(life.member, life.incarnation))
+        says_so = self.daemon is not None and self.daemon.has_readiness(life.replica)
+        if says_so and life.ready and life.main:
+            self.say(life, "zmq", e.BecameReady(life.member, life.incarnation))
 
     def when_faulty(self, call, life, status) -> None:
         if self.faults:
@@ -313,6 +316,15 @@ class World:
         state = self.daemon.states[life.replica]
         if state.incarnation == life.incarnation:
             assert not routable(state), f"{life.replica}: routable while not serving"
+
+    def check_told(self, life: Life, epoch: int) -> None:
+        """Whoever is to end has heard of it."""
+        if not life.main or epoch != self.epoch or self.daemon is None:
+            return
+        state = self.daemon.states[life.replica]
+        to_end = state.incarnation == life.incarnation and state.phase is Phase.STOPPING
+        if to_end and self.now - max(state.entered_at, life.born_at) >= 2.0 - 1e-6:
+            assert life.terms or life.killed, f"{life.replica}: to end, and nobody says so"
 
     def check_flagged(self, life: Life, epoch: int) -> None:
         if not life.alive or epoch != self.epoch or self.daemon is None:
