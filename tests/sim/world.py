@@ -310,8 +310,9 @@ class World:
         self.at(1.5, self.check_unroutable, life, self.epoch)
 
     def check_unroutable(self, life: Life, epoch: int) -> None:
-        serves = life.main and life.shim and life.frozen_at == FOREVER
-        if serves or epoch != self.epoch or self.daemon is None:
+        frozen = self.now - life.frozen_at >= 7.0 - 1e-6
+        dead = self.now - life.died_at >= 1.5 - 1e-6
+        if not (frozen or dead) or epoch != self.epoch or self.daemon is None:
             return
         state = self.daemon.states[life.replica]
         if state.incarnation == life.incarnation:
