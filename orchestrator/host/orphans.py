@@ -45,7 +45,7 @@ class Search:
 
     def _is_one(self, one: procfs.Stat, everything: dict[int, procfs.Stat]) -> bool:
         me = os.getpid()
-        if one.pid == me or not one.alive or one.pid in self._owned():
+        if one.pid == me or one.pid in self._owned():
             return False
         return (
             self._is_main(one)

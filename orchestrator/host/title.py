@@ -21,8 +21,8 @@ PLACEHOLDER = "-" * TAG_BYTES
 PADDING = "." * 120
 """A last argument for the zygote: room for longer titles."""
 
-_ARG_START, _ARG_END, _ENV_START, _ENV_END = 45, 46, 47, 48
-"""Positions after the name in /proc/PID/stat (fields 48 to 51 of proc(5))."""
+_ARG_START, _ARG_END, _ENV_START = 45, 46, 47
+"""Positions after the name in /proc/PID/stat (fields 48 to 50 of proc(5))."""
 
 
 def padded(tag: str) -> str:
@@ -35,30 +35,35 @@ def entry(tag: str) -> bytes:
     return f"{TAG_NAME}={padded(tag)}".encode()
 
 
+_found: dict[str, tuple[int, int]] = {}
+"""Address and room of title and tag. A fork has them where its parent had them."""
+
+
+def locate() -> None:
+    """Find both places. Called once, in the zygote, so that no shim needs to search."""
+    line = procfs.read("/proc/self/stat", 4096) or b""
+    fields = line.rpartition(b")")[2].split()
+    if len(fields) > _ENV_START:
+        start, end = int(fields[_ARG_START]), int(fields[_ARG_END])
+        _found["title"] = (start, end - start - 1)
+        environ = procfs.read("/proc/self/environ") or b""
+        at = environ.find(f"{TAG_NAME}={PLACEHOLDER}".encode())
+        if at >= 0:
+            _found["tag"] = (int(fields[_ENV_START]) + at + len(TAG_NAME) + 1, TAG_BYTES)
+
+
 def set_title(text: str) -> None:
     """Show `text` as our command line; cut to the room there is."""
-    start, end = _area(_ARG_START, _ARG_END)
-    room = end - start - 1
+    address, room = _found.get("title", (0, 0))
     if room > 0:
-        _write(start, text.encode("utf-8", "replace")[:room].ljust(room + 1, b"\0"))
+        _write(address, text.encode("utf-8", "replace")[:room].ljust(room, b"\0"))
 
 
 def set_tag(tag: str) -> None:
     """Write the tag over the placeholder, or over the tag we were forked with."""
-    start, _ = _area(_ENV_START, _ENV_END)
-    environ = b"\0" + (procfs.read("/proc/self/environ") or b"")
-    name = f"\0{TAG_NAME}=".encode()
-    at = environ.find(name)
-    # The leading NUL that we put before it shifts everything by one.
-    value = at + len(name)
-    if at >= 0 and environ.find(b"\0", value) == value + TAG_BYTES:
-        _write(start + value - 1, padded(tag).encode())
-
-
-def _area(first: int, last: int) -> tuple[int, int]:
-    line = procfs.read("/proc/self/stat", 4096) or b""
-    fields = line.rpartition(b")")[2].split()
-    return (int(fields[first]), int(fields[last])) if len(fields) > last else (0, 0)
+    address, room = _found.get("tag", (0, 0))
+    if room > 0:
+        _write(address, padded(tag).encode())
 
 
 def _write(address: int, data: bytes) -> None:

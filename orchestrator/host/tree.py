@@ -9,11 +9,16 @@ unlinks the shared memory of its family by itself. When forks outrun the passes,
 groups are signalled: the kernel does that under the lock that every fork needs, so nobody slips
 through, trackers included.
 
+Some never stand still: they fork and exit so fast that no look at /proc finds one alive. They
+can't hide their dead. A zombie that we haven't reaped keeps its group's number, and its successor
+is in that group.
+
 Nobody else is ever hit. A victim is pinned by a pidfd first and only then looked at again: it is
 killed if it is still the process that was found (same start time). A group is signalled only while
-a member of the tree leads or is in it, and groups can't reach beyond the session of a tree.
+a member of the tree, be it a dead one, is in it; and groups can't reach beyond a tree's sessions.
 """
 
+import enum
 import os
 import signal
 
@@ -24,7 +29,7 @@ SPARE_S = 2.0
 """What resource trackers get; they need about half a second after the others are gone."""
 
 STORM_PASSES = 4
-"""After so many passes in a row that found somebody new, whole groups are signalled."""
+"""After so many passes in a row with somebody new, whole groups are signalled."""
 
 STORM_CROWD = 64
 """So many new ones in one pass after the first are a storm as well."""
@@ -33,6 +38,14 @@ NOTED_MAX = 256
 """Processes whose shared memory is noted; a storm of more has none worth the time."""
 
 TRACKER = b"multiprocessing.resource_tracker"
+
+
+class Outcome(enum.Enum):
+    """What became of one attempt."""
+
+    KILLED = "killed"
+    GONE = "gone before it could be hit"
+    REFUSED = "not ours to kill"
 
 
 class TreeKill:
@@ -52,26 +65,36 @@ class TreeKill:
         self._restless = 0
 
     def run_pass(self, members: list[procfs.Stat], now: float) -> int:
-        """Kill everybody of `members` who may live no longer; returns how many were new.
+        """Kill everybody of `members` who may live no longer.
 
-        0 with `stuck` not empty: wait for a death, or for the trackers' time to be over.
+        Returns how many were new: hit, gone before they could be hit, or found dead though nobody
+        had killed them. 0 with `stuck` not empty: wait for a death, or for the trackers' end.
         """
         alive = [one for one in members if one.alive]
         self._note(alive)
-        new = 0
-        for one in alive:
-            identity = (one.pid, one.starttime)
-            if identity in self._doomed or self._spares(one, now):
-                continue
-            if kill_exactly(one):
-                self._doomed.add(identity)
-                new += 1
-        self.killed += new
+        outcomes = [self._hit(one) for one in alive if not self._is_left_alone(one, now)]
+        hit = outcomes.count(Outcome.KILLED)
+        new = hit + outcomes.count(Outcome.GONE) + self._new_dead(members)
+        self.killed += hit
         self._restless = self._restless + 1 if new else 0
-        if self._restless > STORM_PASSES or (self._restless > 1 and new > STORM_CROWD):
-            kill_groups(alive)
+        if self._restless > STORM_PASSES or (self._restless > 1 and hit > STORM_CROWD):
+            kill_groups(members)
         self.stuck = alive
         return new
+
+    def _hit(self, one: procfs.Stat) -> Outcome:
+        outcome = kill_exactly(one)
+        if outcome is Outcome.KILLED:
+            self._doomed.add((one.pid, one.starttime))
+        return outcome
+
+    def _new_dead(self, members: list[procfs.Stat]) -> int:
+        dead = {(one.pid, one.starttime) for one in members if not one.alive} - self._doomed
+        self._doomed |= dead
+        return len(dead)
+
+    def _is_left_alone(self, one: procfs.Stat, now: float) -> bool:
+        return (one.pid, one.starttime) in self._doomed or self._spares(one, now)
 
     def _spares(self, one: procfs.Stat, now: float) -> bool:
         return now < self._spare_until and TRACKER in procfs.cmdline(one.pid)
@@ -84,28 +107,30 @@ class TreeKill:
                 self._leftovers.note(one.pid)
 
 
-def kill_exactly(one: procfs.Stat) -> bool:
-    """SIGKILL this very process; False when it is gone, a zombie, or not ours to kill."""
+def kill_exactly(one: procfs.Stat) -> Outcome:
+    """SIGKILL this very process, and never another one that has its pid now."""
     try:
         pidfd = prctl.pidfd_open(one.pid)
     except OSError:
-        return False
+        return Outcome.GONE
     try:
         now = procfs.stat(one.pid)
         if now is None or now.starttime != one.starttime or not now.alive:
-            return False
+            return Outcome.GONE
         prctl.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        return Outcome.GONE
     except OSError:
-        return False
+        return Outcome.REFUSED
     finally:
         os.close(pidfd)
-    return True
+    return Outcome.KILLED
 
 
-def kill_groups(alive: list[procfs.Stat]) -> None:
+def kill_groups(members: list[procfs.Stat]) -> None:
     """SIGKILL every process group that one of these is in, except our own."""
     ours = os.getpgrp()
-    for pgid in {one.pgid for one in alive} - {ours, 0}:
+    for pgid in {one.pgid for one in members} - {ours, 0}:
         try:
             os.killpg(pgid, signal.SIGKILL)
         except OSError:

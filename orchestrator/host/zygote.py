@@ -52,6 +52,7 @@ def main() -> None:
 
 def serve(daemon: socket.socket, profile: str, preload: str) -> tuple[Spawn, Shim] | None:
     """Fork a shim per request. Returns None when the daemon is gone, and in each shim its work."""
+    title.locate()
     title.set_title(f"dynorch: zygote {profile}")
     began = time.monotonic()
     if preload:

@@ -5,7 +5,6 @@ with `eventually`.
 """
 
 import asyncio
-import os
 import shutil
 import sys
 import tempfile
@@ -117,7 +116,7 @@ class Machine:
         life = LifeId.parse(name)
         directory = self.run.make_life(life)
         wanted.setdefault("log_path", str(self.root / f"{directory.name}.log"))
-        wanted.setdefault("env", {"PATH": os.environ["PATH"]})
+        wanted.setdefault("env", {"PATH": "/usr/bin:/bin"})
         if callable(wanted.get("argv")):
             wanted["argv"] = wanted["argv"](directory / "t")
         return Spawn(life=name, nonce="test", directory=str(directory), **wanted)

@@ -176,6 +176,17 @@ def test_several_clients_are_told_and_nonsense_is_cut_off(machine):
     assert said == ["state", "exited", "empty"]
 
 
+def test_a_broken_connection_is_made_again(machine):
+    life = machine.zoo("sleeper")
+    life.running()
+    life.wait_for(StateSeen)
+    life.events.clear()
+    life.link._socket.shutdown(socket.SHUT_RDWR)
+    assert life.wait_for(StateSeen).phase == "running"
+    machine.call(life.link.stop, 10.0, 0.0)
+    assert life.ended().asked
+
+
 def test_idle_processes_do_not_wake_up(machine):
     lives = [machine.zoo("sleeper", name=f"agg/worker-{n}.0#1") for n in range(3)]
     for life in lives:

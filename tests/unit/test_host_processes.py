@@ -12,6 +12,7 @@ import pytest
 from orchestrator.host import orphans, procfs, records, shm, title, tree
 from orchestrator.host.identity import Identity
 from orchestrator.host.spawn import Spawn
+from tests.eventually import eventually
 
 ROOT = str(Path(__file__).resolve().parents[2])
 
@@ -65,7 +66,7 @@ def test_a_zombie_is_not_alive():
         assert not procfs.stat(pid).alive
         assert not identity.is_alive()
         assert identity.open() is None
-        assert not tree.kill_exactly(procfs.stat(pid))
+        assert tree.kill_exactly(procfs.stat(pid)) is tree.Outcome.GONE
     finally:
         os.waitpid(pid, 0)
 
@@ -73,7 +74,7 @@ def test_a_zombie_is_not_alive():
 def test_a_recycled_pid_is_never_signalled(child):
     one = procfs.stat(child.pid)
     one.starttime -= 1
-    assert not tree.kill_exactly(one)
+    assert tree.kill_exactly(one) is tree.Outcome.GONE
     other = Identity(procfs.boot_id(), child.pid, one.starttime)
     assert other.open() is None
     assert other.kill(0.0)
@@ -114,9 +115,25 @@ def test_a_pass_kills_once_and_then_waits(child):
     assert kill.stuck == []
 
 
+def test_those_who_flee_are_met_by_a_group_kill(child, monkeypatch):
+    groups = []
+    monkeypatch.setattr(os, "killpg", lambda *args: groups.append(args))
+    fled = procfs.stat(child.pid)
+    fled.starttime -= 1
+    fled.pgid = 4711
+    kill = tree.TreeKill(Quiet(), 0.0)
+    for _ in range(tree.STORM_PASSES):
+        assert kill.run_pass([fled], 0.0) == 1
+    assert groups == []
+    kill.run_pass([fled], 0.0)
+    assert groups == [(4711, signal.SIGKILL)]
+    assert kill.killed == 0
+
+
 def test_a_resource_tracker_is_spared_for_its_time():
     code = "import signal; signal.pause()  # multiprocessing.resource_tracker"
     with subprocess.Popen([sys.executable, "-I", "-S", "-c", code]) as tracker:
+        eventually(lambda: procfs.cmdline(tracker.pid))  # exec isn't quite over when Popen returns
         kill = tree.TreeKill(Quiet(), 100.0)
         members = [procfs.stat(tracker.pid)]
         assert kill.run_pass(members, 100.0 + tree.SPARE_S / 2) == 0
