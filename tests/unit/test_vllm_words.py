@@ -157,11 +157,16 @@ def test_processes_are_forked_only_where_that_is_safe(monkeypatch):
 
 
 def test_what_was_set_too_late_is_known(monkeypatch):
-    assert preload.changed_since_import() == []
-    monkeypatch.setattr(preload, "preloaded_env", {"HF_HOME": None, "OMP_NUM_THREADS": "2"})
+    assert preload.adopt_environment() == []
+    read_at_import = {"HF_HOME": None, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": None}
+    monkeypatch.setattr(preload, "preloaded_env", read_at_import)
+    hub = types.SimpleNamespace(HF_HUB_OFFLINE=False)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.constants", hub)
     monkeypatch.setenv("HF_HOME", "/elsewhere")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert preload.changed_since_import() == ["HF_HOME"]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert preload.adopt_environment() == ["HF_HOME"]
+    assert hub.HF_HUB_OFFLINE is True
 
 
 def test_without_vllm_the_interpreter_is_named(monkeypatch):

@@ -5,6 +5,7 @@ pid; `{"wait": pid}` answers its wait status. It ends when its input does.
 """
 
 import base64
+import gc
 import importlib
 import json
 import os
@@ -18,6 +19,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     importlib.import_module("workers.vllm.preload").preload()
+    gc.collect()
+    gc.freeze()
     answers.write(json.dumps({"import_s": time.monotonic() - began}) + "\n")
     for line in iter(sys.stdin.readline, ""):
         request = json.loads(line)

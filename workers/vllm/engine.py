@@ -68,7 +68,7 @@ class VllmEngine:
                 f"vLLM can't be imported in {sys.executable}: {error}; "
                 "install it there, or name another interpreter with `python`"
             ) from error
-        for name in preload.changed_since_import():
+        for name in preload.adopt_environment():
             sys.stderr.write(f"dynorch: {name} was set after vLLM was imported: no effect\n")
         args = arguments.parse(self._config.model, self._config.served_names, self._config.options)
         report("reading the model's configuration", None)

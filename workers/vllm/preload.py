@@ -10,7 +10,7 @@ parent's). Libraries that start threads when imported are told not to; what is c
 installation alone, such as the compiler's cache keys, is computed here once.
 
 Variables that libraries read while being imported (see `IMPORT_TIME_ENV`) are those of the zygote
-for ever: a worker that needs others needs another zygote.
+for ever: a worker that needs others needs another zygote, and is told so in its log.
 """
 
 import importlib
@@ -33,6 +33,9 @@ IMPORT_TIME_ENV = (
     "TRANSFORMERS_OFFLINE",
 )
 """Variables that are read during the imports; in a fork, changing them changes nothing."""
+
+OFFLINE_ENV = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+TRUE = frozenset({"1", "ON", "TRUE", "YES"})
 
 ARCHITECTURES_ENV = "DYNORCH_ARCHITECTURES"
 """More model classes to import, by the names in `config.json`, separated by commas."""
@@ -158,11 +161,21 @@ def preload() -> None:
     _check_forkable()
 
 
-def changed_since_import() -> list[str]:
-    """Names of `IMPORT_TIME_ENV` whose values in this worker come too late."""
+def adopt_environment() -> list[str]:
+    """Let this worker's environment count; return the names whose values come too late.
+
+    Whether the model hub may be asked is read at import time as well, but kept where it can be set.
+    """
     if preloaded_env is None:
         return []
-    return [name for name, value in preloaded_env.items() if os.environ.get(name) != value]
+    changed = [name for name, value in preloaded_env.items() if os.environ.get(name) != value]
+    hub = sys.modules.get("huggingface_hub.constants")
+    if hub is not None:
+        hub.HF_HUB_OFFLINE = any(  # type: ignore[attr-defined]
+            os.environ.get(name, "").upper() in TRUE for name in OFFLINE_ENV
+        )
+        changed = [name for name in changed if name not in OFFLINE_ENV]
+    return changed
 
 
 def _import_all(modules: Iterable[str]) -> list[str]:
