@@ -1,6 +1,8 @@
 """Verbs that change something and then watch it happen: `up`, `down`, `restart` and the like."""
 
+import contextlib
 import os
+import select
 from pathlib import Path
 
 from orchestrator.cli.dirs import Dirs, dirs
@@ -16,7 +18,8 @@ from orchestrator.wire.messages import Reply
 from orchestrator.wire.snapshot import TopologyStatus
 
 TAIL_LINES = 10
-ORDER_S = 3600.0
+END_S = 10.0
+"""How long a daemon may take to end after its last topology; it has nothing left to do."""
 
 
 def checked(reply: Reply) -> Reply:
@@ -91,7 +94,7 @@ def _watch(follower: Follower, name: str) -> int:
 
 def _quiet_down(follower: Follower, name: str) -> None:
     follower.client.call("down", topology=name, now=False)
-    follower.until_gone()
+    _see_off(follower, name)
 
 
 def _last_lines(topology: TopologyStatus) -> list[str]:
@@ -134,16 +137,30 @@ def down(
         print("no daemon runs; starting one to stop what it left")
         reply = call_or_start(client, here.run, here.state, "down", topology=name, now=now)
     names: list[str] = checked(reply).data["topologies"]
-    for each in names:
-        try:
-            Follower(client, each).until_gone()
-        except NoDaemonError:
-            break  # it went with its last topology
+    with contextlib.suppress(NoDaemonError):  # it went with its last topology
+        for each in names:
+            _see_off(Follower(client, each), each)
     left = here.leftovers(names)
     if left:
         fail(f"still there: {', '.join(left)}")
     print(f"{', '.join(names) or 'nothing was up'}: down, nothing left")
     return 0
+
+
+def _see_off(follower: Follower, name: str) -> None:
+    """Follow a topology until it is gone, and its daemon too if that ends with it."""
+    daemon = follower.last.daemon
+    try:
+        pidfd = os.pidfd_open(daemon.pid or 0)
+    except (ProcessLookupError, OSError):
+        return
+    follower.until_gone()
+    others = [topology for topology in follower.last.topologies if topology.name != name]
+    if daemon.on_demand and not others:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll(round(END_S * 1000))
+    os.close(pidfd)
 
 
 def order(verb: str, target: str) -> int:

@@ -81,6 +81,7 @@ class Adoption:
             self._deployments.begin_down(found, at_once=False)
         elif not begun:
             self._deployments.start_all(found.name)
+        self._supervisor.tell_dependants(found.name)
         self._deployments.publish(found)
         return ""
 

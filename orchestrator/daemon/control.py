@@ -19,6 +19,9 @@ from orchestrator.wire.sockets import Context, Reader, bind_ipc, fields, make_so
 VERBS_MAX = 32
 """Verbs being answered at the same time; further ones are refused, not queued."""
 
+KEPT_MAX = 4096
+"""Orders for workers that aren't connected; further ones are lost, and a deadline notices."""
+
 OnWorker = Callable[[LifeId, messages.FromWorker], None]
 OnVerb = Callable[[messages.Verb], Awaitable[messages.Reply]]
 
@@ -35,6 +38,7 @@ class Control:
         self._on_verb = on_verb
         self._reader = Reader(self._socket, self._received)
         self._verbs: set[asyncio.Task[None]] = set()
+        self._kept: dict[bytes, bytes] = {}
         self.malformed = 0
 
     def start(self) -> None:
@@ -54,9 +58,19 @@ class Control:
         self._socket.linger = 200  # the last reply must still leave, but may not hold us up
         self._socket.close()
 
-    def send(self, life: LifeId, message: messages.ToWorker) -> bool:
-        """Send to a worker; False when it isn't connected or its queue is full."""
-        return self._send(str(life).encode(), messages.encode(message))
+    def send(self, life: LifeId, message: messages.ToWorker) -> None:
+        """Send to a worker that is heard now; if it isn't connected, its silence will tell."""
+        self._send(str(life).encode(), messages.encode(message))
+
+    def order(self, life: LifeId, message: messages.ToWorker) -> None:
+        """Send to a worker, or keep it until the worker is heard.
+
+        One that still reconnects to a new daemon must not miss what it is told. One order is kept
+        for each, the newest.
+        """
+        peer, payload = str(life).encode(), messages.encode(message)
+        if not self._send(peer, payload) and len(self._kept) < KEPT_MAX:
+            self._kept[peer] = payload
 
     def _send(self, to: bytes, payload: bytes) -> bool:
         try:
@@ -83,6 +97,9 @@ class Control:
         except ValueError:
             self.malformed += 1
             return
+        kept = self._kept.pop(peer, None)
+        if kept is not None:
+            self._send(peer, kept)
         self._on_worker(life, message)
 
     def _refuse(self, peer: bytes, text: str) -> None:

@@ -25,8 +25,8 @@ from orchestrator.wire.ids import LifeId
 class Speaker(Protocol):
     """What sends to a worker."""
 
-    def send(self, life: LifeId, message: messages.ToWorker) -> bool:
-        """Send; False when the worker isn't connected."""
+    def send(self, life: LifeId, message: messages.ToWorker) -> None:
+        """Send, if the worker is connected."""
 
 
 class Hearing:

@@ -64,7 +64,7 @@ class Launcher:
         run_dir: RunDir,
         zygotes: Callable[[str], ZygoteLink],
         reaper: Reaper,
-        tell: Callable[[LifeId, messages.ToWorker], bool],
+        tell: Callable[[LifeId, messages.ToWorker], None],
         post: Post,
     ) -> None:
         self._run_dir = run_dir

@@ -46,7 +46,7 @@ from orchestrator.host.rundir import (
 )
 from orchestrator.wire.ids import LifeId, ReplicaId
 from orchestrator.wire.messages import FromWorker, Reply, Verb
-from orchestrator.wire.snapshot import Snapshot, TopologyStatus
+from orchestrator.wire.snapshot import DaemonStatus, Snapshot, TopologyStatus
 from orchestrator.wire.sockets import Context
 
 REFUSED_S = 1.0
@@ -108,7 +108,7 @@ class Daemon:
             self._answer,
         )
         self._launcher = Launcher(
-            run_dir, self._nursery.zygote, self._reaper, self._control.send, self._post
+            run_dir, self._nursery.zygote, self._reaper, self._control.order, self._post
         )
         self._supervisor = Supervisor(self._launcher, self._save, self._publisher, self._changed)
         self._deployments = Deployments(
@@ -225,9 +225,13 @@ class Daemon:
                     processes=[role for role in roles if role.kind == "process"],
                 )
             )
-        daemon = snapshot.daemon(
-            os.getpid(), __version__,
-            (str(self._run_dir.root), str(self._state_dir.root)), self._started_at,
-        )  # fmt: skip
+        daemon = DaemonStatus(
+            pid=os.getpid(),
+            version=__version__,
+            run_dir=str(self._run_dir.root),
+            state_dir=str(self._state_dir.root),
+            uptime_s=now - self._started_at,
+            on_demand=self._on_demand,
+        )
         plain: dict[str, Any] = msgspec.to_builtins(Snapshot(daemon=daemon, topologies=topologies))
         return plain

@@ -1,6 +1,5 @@
 """Builds the one picture that all views are drawn from. Pure reading; decides nothing."""
 
-import time
 from collections.abc import Iterable
 
 from msgspec import structs
@@ -138,12 +137,3 @@ def worst(units: list[Unit]) -> str:
             if unit.state.phase is phase and unit.state.want is Want.UP:
                 return f"{unit.id}: {unit.state.reason}"
     return ""
-
-
-def daemon(pid: int | None, version: str, dirs: tuple[str, str], started_at: float
-           ) -> snapshot.DaemonStatus:  # fmt: skip
-    """The daemon's own line. `dirs` are the run and the state directory."""
-    return snapshot.DaemonStatus(
-        pid=pid, version=version, run_dir=dirs[0], state_dir=dirs[1],
-        uptime_s=time.monotonic() - started_at if pid else 0.0,
-    )  # fmt: skip

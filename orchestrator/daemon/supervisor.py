@@ -48,6 +48,8 @@ class Supervisor:
         self._save = save
         self._publisher = publisher
         self._on_change = on_change
+        self._families: dict[str, set[ReplicaId]] = {}
+        self._needs: dict[str, dict[ReplicaId, tuple[fleet.Need, ...]]] = {}
         self._mailbox: deque[tuple[ReplicaId, events.Event]] = deque()
         self._timers: dict[ReplicaId, asyncio.TimerHandle] = {}
         self._scheduled = False
@@ -57,11 +59,16 @@ class Supervisor:
         for unit in units:
             assert unit.id not in self.units, unit.id
             self.units[unit.id] = unit
+            self._families.setdefault(unit.id.topology, set()).add(unit.id)
+            if unit.spec.needs:
+                self._needs.setdefault(unit.id.topology, {})[unit.id] = unit.spec.needs
 
     def remove(self, replica: ReplicaId) -> None:
         """Forget a unit that is at rest and wanted no more."""
         unit = self.units.pop(replica)
         assert not unit.state.members, f"{replica} still has processes"
+        self._families[replica.topology].discard(replica)
+        self._needs.get(replica.topology, {}).pop(replica, None)
         self._disarm(replica)
 
     def post(self, replica: ReplicaId, event: events.Event) -> None:
@@ -104,8 +111,7 @@ class Supervisor:
         self._record(unit, before, event, ordered, now)
         for action in ordered:
             self._perform(unit, action)
-        if unit.state.phase is not before.phase:
-            self._tell_dependants(unit.id.topology)
+        self.tell_dependants(unit.id.topology)
 
     def _perform(self, unit: Unit, action: actions.Action) -> None:
         match action:
@@ -126,13 +132,18 @@ class Supervisor:
         if timer is not None:
             timer.cancel()
 
-    def _tell_dependants(self, topology: str) -> None:
-        family = [unit for unit in self.units.values() if unit.id.topology == topology]
-        needs = {unit.id: unit.spec.needs for unit in family if unit.spec.needs}
-        if needs:
-            states = {unit.id: unit.state for unit in family}
-            for replica, event in fleet.dependency_events(needs, states):
-                self.post(replica, event)
+    def tell_dependants(self, topology: str) -> None:
+        """Bring every waiting replica's view of its dependencies up to date, at once.
+
+        Not through the mailbox: truth could overtake the news there, and a replica start after
+        what it needs has died.
+        """
+        needs = self._needs.get(topology)
+        if not needs:
+            return
+        states = {replica: self.units[replica].state for replica in self._families[topology]}
+        for replica, event in fleet.dependency_events(needs, states):
+            self._take(self.units[replica], event)
 
     def _record(
         self,

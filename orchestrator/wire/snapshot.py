@@ -12,13 +12,17 @@ import msgspec
 
 
 class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The daemon itself. `pid` is None when none runs; then `uptime_s` is 0."""
+    """The daemon itself. `pid` is None when none runs; then `uptime_s` is 0.
+
+    `on_demand`: it was started by a verb and ends with its last topology.
+    """
 
     pid: int | None
     version: str
     run_dir: str
     state_dir: str
     uptime_s: float = 0.0
+    on_demand: bool = False
 
 
 class Deadline(msgspec.Struct, frozen=True, kw_only=True):
