@@ -53,6 +53,16 @@ class Rule(msgspec.Struct, frozen=True):
     advice: str = ""
 
 
+NOISE = (
+    "resource_tracker: There appear to be",
+    "There appear to be %d",
+    "destroy_process_group() was not called",
+    "nanobind: leaked",
+    "FutureWarning",
+    "Triton is installed, but doesn't include",
+)
+"""What a dying Python, torch or vLLM prints after whatever happened: it explains nothing."""
+
 RULES = (
     Rule(
         ("Free memory on device", "less than desired"),
@@ -134,7 +144,7 @@ def spoken(end: End, ending: str) -> Reason | None:
     if end.ready_s is not None and cause in BEFORE_READY:
         cause = Cause.CRASH
     text = printable(end.bye_text) or ending
-    return Reason(cause, text, advice_for(cause, end), last_line(end.facts.tail))
+    return Reason(cause, text, advice_for(cause, end))
 
 
 def match_log(end: End, ending: str) -> Reason | None:
@@ -204,10 +214,10 @@ def seconds(duration_s: float) -> str:
 
 
 def last_line(tail: str) -> str:
-    """Return the last line that says anything."""
+    """Return the last line that says anything about an end."""
     for line in reversed(tail.splitlines()):
         text = printable(line)
-        if text:
+        if text and not any(noise in text for noise in NOISE):
             return text
     return ""
 

@@ -107,7 +107,7 @@ def zygote_env(base: Mapping[str, str], profile: str) -> dict[str, str]:
     """
     engine = "vllm" if profile == "vllm" else ""
     env = {name: value for name, value in base.items() if _inherited(name, engine)}
-    return env | VLLM_DEFAULTS if engine else env
+    return env | VLLM_DEFAULTS | {"SPT_NOENV": "1"} if engine else env
 
 
 def masked(env: Mapping[str, str]) -> dict[str, str]:

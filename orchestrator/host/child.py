@@ -87,6 +87,7 @@ def run(spawn: Spawn, report: int) -> int:
     """Be the worker: never returns for a command; the exit status of an entry function."""
     title.set_tag(spawn.tag)
     title.set_title(f"dynorch: {spawn.life}")
+    prctl.set_name(spawn.life.rpartition("/")[2].partition("#")[0])
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     _limit_files(spawn.nofile)
     try:

@@ -53,10 +53,12 @@ def main() -> None:
 def serve(daemon: socket.socket, profile: str, preload: str) -> tuple[Spawn, Shim] | None:
     """Fork a shim per request. Returns None when the daemon is gone, and in each shim its work."""
     title.locate()
-    title.set_title(f"dynorch: zygote {profile}")
     began = time.monotonic()
     if preload:
         _preload(preload, daemon)
+    # After the imports: `setproctitle`, by which vLLM names its processes, must once have found
+    # the command line as the kernel made it.
+    title.set_title(f"dynorch: zygote {profile}")
     threads = os.listdir("/proc/self/task")
     if len(threads) != 1:
         text = f"{preload} left {len(threads) - 1} threads running: they would be missing in a fork"

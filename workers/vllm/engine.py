@@ -21,7 +21,7 @@ from workers.runtime.engine import (
     EngineStartError,
     Report,
 )
-from workers.vllm import forks, losses, preload, titles
+from workers.vllm import forks, losses, preload
 from workers.vllm.tidings import Tidings
 
 WATCH_S = 0.25
@@ -73,8 +73,6 @@ class VllmEngine:
         args = arguments.parse(self._config.model, self._config.served_names, self._config.options)
         report("reading the model's configuration", None)
         method = forks.choose(preloaded=preload.preloaded_env is not None)
-        if method == "fork":
-            titles.take_over()
         config = launch.configure(args)
         report("starting the engine processes", None)
         self._count = launch.TokenCount()

@@ -156,6 +156,7 @@ def preload() -> None:
     more = os.environ.get(ARCHITECTURES_ENV, "").split(",")
     missing += _import_models(dict.fromkeys([*ARCHITECTURES, *filter(None, more)]))
     _warm_compiler(cpu=platform.is_cpu())
+    _find_command_line()
     if missing:
         log.info("not preloaded, so imported in each start: %s", ", ".join(missing))
     _check_forkable()
@@ -217,6 +218,14 @@ def _warm_compiler(*, cpu: bool) -> None:
             importlib.import_module("torch._inductor.cpu_vec_isa").pick_vec_isa()
     except _FAILURES as error:
         log.info("the compiler's cache keys weren't prepared: %s", error)
+
+
+def _find_command_line() -> None:
+    """Let `setproctitle` find the command line now: after a title of ours it couldn't any more."""
+    try:
+        importlib.import_module("setproctitle").getproctitle()
+    except _FAILURES as error:
+        log.info("vLLM's processes will not be named: %s", error)
 
 
 def _check_forkable() -> None:
