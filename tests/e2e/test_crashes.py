@@ -102,16 +102,16 @@ def test_daemon_killed_under_streams_breaks_none_and_is_adopted(dynorch):
 class Stream(threading.Thread):
     """One streaming client; counts the tokens it got."""
 
-    def __init__(self, client: OpenAI, tokens: int) -> None:
+    def __init__(self, client: OpenAI, tokens: int, model: str = "tiny") -> None:
         super().__init__(daemon=True)
-        self._client, self._wanted = client, tokens
+        self._client, self._wanted, self._model = client, tokens, model
         self.tokens = 0
         self.failure: Exception | None = None
 
     def run(self) -> None:
         try:
             stream = self._client.completions.create(
-                model="tiny", prompt="count", max_tokens=self._wanted, stream=True,
+                model=self._model, prompt="count", max_tokens=self._wanted, stream=True,
                 extra_body={"ignore_eos": True},
             )  # fmt: skip
             for chunk in stream:

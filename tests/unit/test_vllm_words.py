@@ -83,6 +83,16 @@ def test_a_death_is_told_in_one_sentence(engine, tidings, said):
     assert losses.sentence(engine, tidings) == said
 
 
+def test_hearsay_waits_for_the_name_of_the_dead():
+    heard = Deaf(causes=[Cause("EngineCore", "RuntimeError: Executor failed.")])
+    engine = engine_with({"name": "EngineCore", "exitcode": None})
+    assert losses.sentence(engine, heard) == ""
+    final = losses.sentence(engine, heard, final=True)
+    assert final == "the engine failed: RuntimeError: Executor failed."
+    heard.lost.append(LostWorker("VllmWorker-0", -9))
+    assert losses.sentence(engine, heard) == "VLLM::Worker (rank 0) was killed by SIGKILL"
+
+
 def test_unknown_signals_have_numbers():
     assert losses.ended(-60) == "was killed by signal 60"
 

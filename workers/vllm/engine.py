@@ -117,6 +117,7 @@ class VllmEngine:
             if said:
                 break
             await asyncio.sleep(EXPLAIN_STEP_S)
+        said = said or losses.sentence(self._engine, self._tidings, final=True)
         return Death("engine-died", said or losses.UNEXPLAINED)
 
     def tokens(self) -> int:

@@ -16,9 +16,15 @@ from workers.vllm.tidings import Tidings
 UNEXPLAINED = "the engine died and didn't say why; its last log lines may"
 
 
-def sentence(engine: object, tidings: Tidings) -> str:
-    """Say what is known by now; empty while nothing is."""
+HEARSAY = ("Executor failed", "EngineCore encountered an issue")
+"""What EngineCore says when a worker of its own is dead. Who it was follows a moment later."""
+
+
+def sentence(engine: object, tidings: Tidings, *, final: bool = False) -> str:
+    """Say what is known by now; empty while nothing is, or (unless `final`) only hearsay."""
     cause = tidings.root_cause()
+    if not final and any(phrase in cause for phrase in HEARSAY):
+        cause = ""
     for name, exitcode in _dead(engine, tidings):
         if exitcode < 0:
             return f"{name} {ended(exitcode)}"

@@ -1,0 +1,185 @@
+"""Real vLLM through the whole of dynorch: command line, daemon, zygote, frontend.
+
+The order matters, because a start costs seconds: first everything is asked of an undisturbed
+worker, then its processes are killed one after the other.
+"""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+
+from tests.e2e.conftest import Dynorch, running, zombie
+from tests.e2e.test_crashes import Stream
+from tests.eventually import eventually
+from tests.openai_contract import CONTRACT, disconnects
+from tests.vllm.conftest import ask
+from tests.vllm.questions import FLAGS, MODEL, QUESTIONS, comparable
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
+
+SHM = Path("/dev/shm")
+SHM_OURS = ("psm_", "sem.mp-")
+
+
+@pytest.fixture(scope="module")
+def served(model_dir) -> Dynorch:
+    flags = "\n".join(f"{key} = {toml(value)}" for key, value in FLAGS.items())
+    with running() as dynorch:
+        # A home of its own would compile everything anew.
+        dynorch.env["HOME"] = os.environ.get("HOME", "/root")
+        dynorch.vllm_file = dynorch.file(f"""
+name = "real"
+model = "{model_dir}"
+served-model-name = "{MODEL}"
+restart = {{ backoff-initial = "100ms", intensity = 20 }}
+[frontend]
+port = {{port}}
+[roles.worker]
+engine = "vllm"
+[roles.worker.vllm]
+{flags}
+""")
+        dynorch("up", "-d", dynorch.vllm_file, timeout=300)
+        yield dynorch
+
+
+def toml(value) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {toml(each)}" for key, each in value.items()) + " }"
+    return json.dumps(value)
+
+
+def client_of(served) -> OpenAI:
+    return OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=120)
+
+
+@pytest.mark.parametrize("promise", CONTRACT, ids=lambda promise: promise.__name__)
+def test_contract(served, promise):
+    promise(client_of(served), MODEL)
+
+
+def test_a_client_that_leaves_frees_its_request(served):
+    disconnects(client_of(served), MODEL, served.inflight)
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_answers_through_dynorch_equal_those_of_vllms_own_server(reference, served, name):
+    path, body = QUESTIONS[name]
+    answer = ask(served.url, path, body)
+    assert answer.status == reference.answers[name].status
+    if answer.status == 404:
+        return  # an unknown model never gets past the frontend, which knows them all
+    assert comparable(answer.body) == comparable(reference.answers[name].body)
+
+
+def test_forged_transfer_parameters_reach_no_engine(served):
+    path, body = QUESTIONS["completion"]
+    pid = served.pid("worker")
+    forged = {**body, "kv_transfer_params": {"do_remote_prefill": True}}
+    assert ask(served.url, path, forged).status == 200
+    assert served.pid("worker") == pid
+
+
+def tree(main: int) -> dict[int, str]:
+    """Living processes of the worker's session, by pid, with their names."""
+    session = stat(main)[3]
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            pid = int(entry.name)
+            try:
+                if stat(pid)[3] == session and stat(pid)[0] not in "ZX":
+                    found[pid] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+    return found
+
+
+def stat(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def shm() -> set[str]:
+    return {entry.name for entry in SHM.iterdir() if entry.name.startswith(SHM_OURS)}
+
+
+@pytest.mark.parametrize("victim", ["main", "VLLM::EngineCore", "VLLM::Worker"])
+def test_killed_processes_come_back_clean_and_explained(served, victim):
+    before = served.replica("worker")
+    main = before["workers"][0]["pid"]
+    old = tree(main)
+    names = shm()
+    pid = main if victim == "main" else next(p for p, name in old.items() if victim in name)
+    os.kill(pid, signal.SIGKILL)
+
+    def next_life():
+        replica = served.replica("worker")
+        assert replica["incarnation"] > before["incarnation"]
+        return replica["workers"][0]["pid"]
+
+    eventually(next_life, within_s=60, every_s=0.005)
+    # The new incarnation has hardly begun: nothing of the old one may be there.
+    assert [pid for pid in old if not zombie(pid)] == []
+    assert not (names & shm())
+
+    def ready():
+        replica = served.replica("worker")
+        assert replica["phase"] == "ready", replica["reason"]
+        return replica
+
+    replica = eventually(ready, within_s=120)
+    assert "SIGKILL" in replica["reason"]
+    if victim != "main":
+        assert victim in replica["reason"]
+    eventually(lambda: served.topology()["health"] == "ready", within_s=10)
+    assert ask(served.url, *QUESTIONS["completion"]).status == 200
+
+
+def test_daemon_killed_under_streams_breaks_none_and_is_adopted(served):
+    pids = {role: served.pid(role) for role in ("worker", "frontend")}
+    streams = [Stream(client_of(served), tokens=400, model=MODEL) for _ in range(4)]
+    for stream in streams:
+        stream.start()
+    eventually(lambda: all(stream.tokens > 1 for stream in streams), within_s=60)
+    served.kill_daemon()
+    gone = served("status", code=3)
+    assert "daemon gone" in gone.stdout
+    served("up", "-d", served.vllm_file, timeout=120)
+    assert {role: served.pid(role) for role in pids} == pids
+    for stream in streams:
+        stream.join(timeout=120)
+        assert stream.failure is None
+    assert ask(served.url, *QUESTIONS["completion"]).status == 200
+
+
+def test_a_bad_flag_is_refused_once_and_explained(served, model_dir):
+    with running() as dynorch:
+        dynorch.env["HOME"] = os.environ.get("HOME", "/root")
+        file = dynorch.file(f"""
+name = "bad"
+model = "{model_dir}"
+[frontend]
+port = {{port}}
+[roles.worker]
+engine = "vllm"
+vllm = {{ max-modle-len = 512 }}
+""")
+        failed = dynorch("up", "-d", file, code=1, timeout=300)
+        replica = dynorch.replica("worker")
+        assert (replica["phase"], replica["incarnation"]) == ("failed", 1)
+        assert "max-modle-len" in replica["reason"] + replica["evidence"]
+        assert "max-modle-len" in failed.stdout.splitlines()[-1]
+
+
+def test_down_leaves_nothing(served):
+    main = served.pid("worker")
+    old = [*tree(main), served.pid("frontend"), served.daemon_pid()]
+    names = shm()
+    served("down", timeout=120)
+    assert [pid for pid in old if not zombie(pid)] == []
+    assert not (names & shm())
+    served("status", code=3)
