@@ -117,6 +117,19 @@ def test_a_forks_log_records_come_home(tidings):
     assert tidings.causes == [Cause("EngineCore", "RuntimeError: boom")]
 
 
+def test_a_worker_that_dies_unlogged_is_heard_of_all_the_same(tidings):
+    heard, _ = tidings
+
+    def engine_core():
+        fork = multiprocessing.get_context("fork")
+        worker = fork.Process(target=lambda: os.kill(os.getpid(), 9), name="VllmWorker-0")
+        worker.start()
+        worker.join()
+
+    in_a_fork(engine_core)
+    eventually(lambda: heard.lost == [LostWorker("VllmWorker-0", -9)])
+
+
 def test_a_full_pipe_costs_nothing(tidings):
     tidings, _ = tidings
     log = logging.getLogger("vllm.flood")

@@ -28,7 +28,7 @@ def sentence(engine: object, tidings: Tidings, *, final: bool = False) -> str:
     for name, exitcode in _dead(engine, tidings):
         if exitcode < 0:
             return f"{name} {ended(exitcode)}"
-        if exitcode > 0:
+        if exitcode > 0 and (cause or final):
             return f"{name} {ended(exitcode)}: {cause}" if cause else f"{name} {ended(exitcode)}"
     return f"the engine failed: {cause}" if cause else ""
 

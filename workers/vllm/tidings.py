@@ -18,6 +18,8 @@ import re
 import select
 import threading
 from collections.abc import Callable
+from multiprocessing import popen_fork
+from multiprocessing import process as processes
 from typing import Any, NamedTuple
 
 from workers.runtime.engine import Report
@@ -69,6 +71,7 @@ class Tidings:
         """Begin: every log record made from now on, here or in a fork, is looked at."""
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         logging.setLogRecordFactory(_Factory(logging.getLogRecordFactory(), self._look))
+        _watch_exits(self._lost_child)
         self._thread.start()
 
     def close(self) -> None:
@@ -110,6 +113,11 @@ class Tidings:
             first = next(iter(str(error).strip().splitlines()), "")
             self._tell("cause", f"{type(error).__name__}: {first}")
 
+    def _lost_child(self, name: str, exitcode: int) -> None:
+        """Pass on that a child of a child of ours ended badly; our own we see ourselves."""
+        if os.getpid() != self._pid:
+            self._tell("lost", f"{name} {exitcode}")
+
     def _tell(self, kind: str, text: str) -> None:
         if self._write < 0:
             return
@@ -139,6 +147,26 @@ class Tidings:
             self.lost.append(LostWorker(name, int(exitcode)))
         elif kind == "cause" and len(self.causes) < CAUSES_MAX:
             self.causes.append(Cause(process, text))
+
+
+def _watch_exits(tell: Callable[[str, int], None]) -> None:
+    """Let whoever reaps a child, here or in a fork, tell how it ended if it ended badly.
+
+    EngineCore logs a dead worker only if it notices before it has begun to shut down for want of
+    that worker. But it asks for the worker's exit code on either way, and that goes through here.
+    """
+    inner = popen_fork.Popen.poll
+
+    def poll(self: popen_fork.Popen, flag: int = os.WNOHANG) -> int | None:
+        known = self.returncode is not None
+        code = inner(self, flag)
+        if code and not known:
+            children = list(getattr(processes, "_children", ()))
+            names = [child.name for child in children if getattr(child, "_popen", None) is self]
+            tell(names[0] if names else "VllmWorker", code)
+        return code
+
+    popen_fork.Popen.poll = poll  # type: ignore[method-assign]
 
 
 class _Factory:
