@@ -1,9 +1,10 @@
 """What a new daemon does with what it finds.
 
 Everything on disk was written before it was done, so each file says what may have happened and the
-processes say what has. Lives whose shim is dead are ended first: nobody looks after their trees.
-Then each unit gets its state and the events that its old daemon would have got. What belongs to no
-topology that is up is ended, too; nothing that runs stays without an owner.
+processes say what has. Trees whose shim is dead are ended first: nobody looks after them. What
+lives and is nobody's present life is ended, too: nothing that runs stays without an owner, and
+nothing new may start beside it. Then each unit gets its state and the events that its old daemon
+would have got; one that has no state yet was about to be started, and is.
 """
 
 import asyncio
@@ -11,7 +12,9 @@ import asyncio
 import msgspec
 
 from orchestrator.core.adopt import Ended, Found, Nothing, Saved, adopt, decode
-from orchestrator.daemon.deployment import Deployment, Kept
+from orchestrator.core.events import StartRequested
+from orchestrator.core.state import Phase
+from orchestrator.daemon.deployment import Deployment
 from orchestrator.daemon.deployments import Deployments
 from orchestrator.daemon.launcher import Launcher, facts_of
 from orchestrator.daemon.supervisor import Supervisor
@@ -52,11 +55,35 @@ class Adoption:
         self._run_dir.remove_rubble()
         lives = {life.life: life for life in self._run_dir.scan()}
         ended = await self._end_lost(list(lives.values()))
-        troubles = [self._adopt_topology(kept, lives, ended) for kept in self._deployments.kept()]
-        await self._end_strays([life for life in lives.values() if life.alive])
+        up, troubles = self._read_all()
+        units = [unit for found in up for unit in self._deployments.adopt(found)]
+        saved = [(unit, self._saved(unit)) for unit in units]
+        ours = {life for unit, one in saved if one for life in self._claimed(unit, one)}
+        strays = [life for life in lives.values() if life.alive and life.life not in ours]
+        stubborn = await self._end_strays(strays)
+        for unit, one in saved:
+            if one is not None:
+                self._restore(unit, one, lives, ended)
         for life in lives.values():
-            self._run_dir.remove_life(life.directory)
-        return [trouble for trouble in troubles if trouble]
+            if life.life not in self._launcher.lives and life not in stubborn:
+                self._run_dir.remove_life(life.directory)
+        self._go_on(up, [unit for unit, one in saved if one is None])
+        return troubles + [f"{life.life} runs, is nobody's, and won't die" for life in stubborn]
+
+    def _read_all(self) -> tuple[list[Deployment], list[str]]:
+        """What was up, and a sentence for each file that makes no sense any more."""
+        found, troubles = [], []
+        for path, kept in self._deployments.kept().items():
+            trouble = "it can't be read"
+            if kept is not None:
+                try:
+                    found.append(Deployment(kept, *read(kept)))
+                    continue
+                except RefusedError as refused:
+                    trouble = str(refused)
+            path.unlink()
+            troubles.append(f"{path.name} makes no sense, so its workers are ended: {trouble}")
+        return found, troubles
 
     async def _end_lost(self, lives: list[FoundLife]) -> dict[LifeId, TreeEmpty]:
         """End the trees whose shim is dead; exit records by life, the found ones included."""
@@ -65,78 +92,76 @@ class Adoption:
         ended = {life.life: life.exit for life in lives if life.exit is not None}
         return ended | {life.life: record for life, record in zip(lost, records, strict=True)}
 
-    def _adopt_topology(
-        self, kept: Kept, lives: dict[LifeId, FoundLife], ended: dict[LifeId, TreeEmpty]
-    ) -> str:
+    def _saved(self, unit: Unit) -> Saved | None:
         try:
-            topology, plan = read(kept)
-        except RefusedError as refused:
-            return f"{kept.file} is no longer understood, so its workers are ended: {refused}"
-        found = Deployment(kept, topology, plan)
-        units = self._deployments.adopt(found)
-        begun = False
-        for unit in units:
-            begun = self._adopt_unit(unit, lives, ended) or begun
-        if kept.going_down:
-            self._deployments.begin_down(found, at_once=False)
-        elif not begun:
-            self._deployments.start_all(found.name)
-        self._supervisor.tell_dependants(found.name)
-        self._deployments.publish(found)
-        return ""
+            saved = decode(self._run_dir.replica(unit.id).read_bytes())
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None  # about to be started, or written by another version: it starts anew
+        fits = len(saved.state.members) in {0, len(unit.spec.members)}
+        return saved if fits else None
 
-    def _adopt_unit(
-        self, unit: Unit, lives: dict[LifeId, FoundLife], ended: dict[LifeId, TreeEmpty]
-    ) -> bool:
-        """Give a unit its state and its events; False when it had none yet."""
-        saved = self._saved(unit)
-        if saved is None:
-            return False
+    def _claimed(self, unit: Unit, saved: Saved) -> list[LifeId]:
+        """The lives that a state speaks of."""
+        if saved.boot != self._boot:
+            return []
+        state = saved.state
+        return [unit.id.life(member, state.incarnation) for member in range(len(state.members))]
+
+    def _restore(
+        self,
+        unit: Unit,
+        saved: Saved,
+        lives: dict[LifeId, FoundLife],
+        ended: dict[LifeId, TreeEmpty],
+    ) -> None:
+        """Give a unit its state and the events that it has missed."""
         unit.state = saved.state
-        found: list[Found] = []
-        if saved.boot == self._boot:
-            found = [
-                self._found(unit, unit.life(member), lives, ended)
-                for member in range(len(saved.state.members))
-            ]
+        found = [
+            self._found(unit, life, lives.get(life), ended) for life in self._claimed(unit, saved)
+        ]
         unit.state, events = adopt(saved, self._boot, found)
         for event in events:
             self._supervisor.post(unit.id, event)
-        return True
 
     def _found(
         self,
         unit: Unit,
         life: LifeId,
-        lives: dict[LifeId, FoundLife],
+        here: FoundLife | None,
         ended: dict[LifeId, TreeEmpty],
     ) -> Found:
-        here = lives.get(life)
         if here is None:
             return Nothing()
         if life in ended:
             return Ended(facts_of(ended[life], unit, life))
-        del lives[life]  # it has an owner again
         return self._launcher.adopt(unit, life, here.directory)
 
-    def _saved(self, unit: Unit) -> Saved | None:
-        try:
-            return decode(self._run_dir.replica(unit.id).read_bytes())
-        except (FileNotFoundError, msgspec.DecodeError):
-            return None  # never started, or written by another version: it starts anew
+    def _go_on(self, up: list[Deployment], unbegun: list[Unit]) -> None:
+        """Take the events, all before anything follows from them; then go on where it stopped."""
+        self._supervisor.catch_up()
+        for found in up:
+            if found.going_down:
+                self._deployments.begin_down(found, at_once=False)
+            else:
+                self._deployments.publish_when_heard(found)
+        for unit in unbegun:
+            if unit.id in self._supervisor.units and unit.state.phase is Phase.STOPPED:
+                self._supervisor.request(unit, StartRequested)
 
-    async def _end_strays(self, lives: list[FoundLife]) -> None:
-        """Kill living trees that belong to nothing that is up."""
+    async def _end_strays(self, lives: list[FoundLife]) -> list[FoundLife]:
+        """Kill living trees that are nobody's; returns those that were there to the last."""
         loop = asyncio.get_running_loop()
-        endings = []
+        endings: dict[asyncio.Future[None], FoundLife] = {}
         for life in lives:
             done: asyncio.Future[None] = loop.create_future()
 
-            def heard(event: ShimEvent, done: "asyncio.Future[None]" = done) -> None:
+            def heard(event: ShimEvent, done: asyncio.Future[None] = done) -> None:
                 if isinstance(event, TreeEmpty | ShimLost) and not done.done():
                     done.set_result(None)
 
             ShimLink.connect(life.directory, heard).kill()
-            endings.append(done)
-        if endings:
-            await asyncio.wait(endings, timeout=STRAY_S)
+            endings[done] = life
+        if not endings:
+            return []
+        _, pending = await asyncio.wait(endings, timeout=STRAY_S)
+        return [endings[done] for done in pending]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import msgspec
 import zmq
@@ -20,6 +20,11 @@ from orchestrator.daemon.absence import DaemonNotStartedError, DaemonSilentError
 from orchestrator.host.lock import holder
 from orchestrator.wire import events, messages
 from orchestrator.wire.sockets import Context, make_socket
+
+Data = TypeVar("Data")
+
+LOG_BYTES_MAX = 1 << 20
+"""The daemon's own log, where only bugs are written, begins anew when it is larger than this."""
 
 START_S = 30.0
 ANSWER_S = 10.0
@@ -64,7 +69,7 @@ class Client:
             socket.send(messages.encode(messages.Verb(name, args)))
             deadline = time.monotonic() + timeout_s
             while not socket.poll(round(GLANCE_S * 1000)):
-                if daemon_pid(self._run_dir) != pid:
+                if daemon_pid(self._run_dir) != pid and not socket.poll(0):  # nor its last words
                     raise NoDaemonError
                 if time.monotonic() > deadline:
                     raise DaemonSilentError(
@@ -109,6 +114,8 @@ def spawn_daemon(run_dir: Path, state_dir: Path) -> None:
     """
     log_path = state_dir / "logs" / "daemon.log"
     log_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if log_path.exists() and log_path.stat().st_size > LOG_BYTES_MAX:
+        log_path.replace(log_path.with_name("daemon.log.1"))
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     ours, theirs = os.pipe()
     os.set_inheritable(theirs, True)
@@ -149,11 +156,15 @@ def call_or_start(
     try:
         return client.call(name, **args)
     except NoDaemonError:
-        spawn_daemon(run_dir, state_dir)
+        try:
+            spawn_daemon(run_dir, state_dir)
+        except DaemonNotStartedError:
+            if daemon_pid(run_dir) is None:  # else somebody else has just started one
+                raise
         return client.call(name, **args)
 
 
-def decode_data(reply: messages.Reply, kind: type[Any]) -> Any:
+def decode_data(reply: messages.Reply, kind: type[Data]) -> Data:
     """A reply's `data` as a struct of `kind`; RuntimeError with its text when it is a refusal."""
     if reply.code:
         raise RuntimeError(reply.text)

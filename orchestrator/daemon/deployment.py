@@ -18,7 +18,7 @@ from orchestrator.core.state import State
 from orchestrator.daemon import policies
 from orchestrator.daemon.unit import Unit, UnitSpec
 from orchestrator.topology.processes import Process
-from orchestrator.topology.roles import EngineRole
+from orchestrator.topology.roles import EngineChoice, EngineRole
 from orchestrator.topology.schema import Frontend, Topology
 from orchestrator.wire.ids import LifeId, ReplicaId
 
@@ -29,7 +29,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     file: str
     text: str
     variables: dict[str, str]
-    engine: str
+    engine: EngineChoice
     inventory: Inventory
     going_down: bool = False
 
@@ -40,13 +40,18 @@ decode = msgspec.json.Decoder(Kept).decode
 
 @dataclass(slots=True)
 class Deployment:
-    """One topology that is up, or on its way down. `asked`: units that were told to stop."""
+    """One topology that is up, or on its way down.
+
+    `asked`: units that were told to stop. `holding`: it was adopted, and its routing table isn't
+    published before its workers have told again where they are.
+    """
 
     kept: Kept
     topology: Topology
     plan: Plan
     asked: set[ReplicaId] = field(default_factory=set)
     at_once: bool = False
+    holding: bool = False
     routes_version: int = 0
 
     @property
@@ -65,13 +70,17 @@ class Deployment:
         return "+".join(sorted({engine.name for engine in self.plan.engines.values()}))
 
     @property
+    def port(self) -> int:
+        """Where the frontends listen; 0 without one."""
+        return self.topology.frontend.port if self.topology.has_frontend else 0
+
+    @property
     def endpoint(self) -> str:
         """Where clients go; empty without a frontend."""
-        if not self.topology.has_frontend:
+        if not self.port:
             return ""
-        frontend = self.topology.frontend
-        host = f"[{frontend.host}]" if ":" in frontend.host else frontend.host
-        return f"http://{host}:{frontend.port}"
+        host = self.topology.frontend.host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
 def make_units(found: Deployment, log_of: Callable[[LifeId], str]) -> list[Unit]:

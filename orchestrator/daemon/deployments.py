@@ -5,9 +5,11 @@ when the one before is gone. Nothing waits here; each change of a unit asks "wha
 this?" anew, so a daemon that was restarted in the middle of a stop goes on where the old one was.
 """
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 from msgspec import structs
 
 from orchestrator.core import events, fleet
@@ -20,11 +22,12 @@ from orchestrator.daemon.unit import Unit
 from orchestrator.host.rundir import RunDir, StateDir
 from orchestrator.wire.ids import LifeId
 
+HOLD_S = 10.0
 RESTING = frozenset({Phase.STOPPED, Phase.COMPLETED, Phase.FAILED})
 
 
 class Deployments:
-    """Topologies by name. `on_gone(name)` is called when one is completely down."""
+    """Topologies by name. `on_gone` is called when one is completely down."""
 
     def __init__(
         self,
@@ -32,7 +35,7 @@ class Deployments:
         state_dir: StateDir,
         supervisor: Supervisor,
         publisher: Publisher,
-        on_gone: Callable[[str], None],
+        on_gone: Callable[[], None],
     ) -> None:
         self._run_dir = run_dir
         self._state_dir = state_dir
@@ -66,10 +69,9 @@ class Deployments:
         path = self._run_dir.topology(found.name)
         write_atomically(path, deployment.encode(found.kept))
 
-    def kept(self) -> list[Kept]:
-        """What the daemon before had up."""
-        folder = self._run_dir.topologies
-        return [deployment.decode(path.read_bytes()) for path in sorted(folder.glob("*.json"))]
+    def kept(self) -> dict[Path, Kept | None]:
+        """What the daemon before had up, by its file; None: it can't be read."""
+        return {path: _kept(path) for path in sorted(self._run_dir.topologies.glob("*.json"))}
 
     def start_all(self, name: str) -> None:
         """Ask every unit that is at rest and not up to start."""
@@ -102,10 +104,9 @@ class Deployments:
                 if unit.state.want is Want.UP and unit.id not in found.asked:
                     found.asked.add(unit.id)
                     self._stop(unit, at_once=found.at_once)
-            if any(unit.state.phase not in RESTING or unit.state.members for unit in here):
+            # A failed or completed one is at rest, and still has to hear that it is wanted no more.
+            if any(unit.state.phase not in RESTING or unit.state.want is Want.UP for unit in here):
                 return
-            if any(unit.state.want is Want.UP for unit in here):
-                return  # a failed or completed unit still has to hear that it is wanted no more
         self._finish(found)
 
     def _finish(self, found: Deployment) -> None:
@@ -115,23 +116,45 @@ class Deployments:
         self._run_dir.topology(found.name).unlink(missing_ok=True)
         del self.by_name[found.name]
         self._publisher.event(found.name, "gone")
-        self._on_gone(found.name)
+        self._on_gone()
 
     def changed(self, unit: Unit, before: State) -> None:
-        """Something about a unit is different: publish routes first, then see what follows."""
+        """Publish the routing table if it is another now: before anything else is done."""
         found = self.by_name.get(unit.id.topology)
-        if found is None:
-            return
-        if routing.view(unit.state) != routing.view(before):
+        if found is not None and routing.concerns(unit, before):
             self.publish(found)
-        if found.going_down and unit.state.phase in RESTING:
+
+    def settled(self, unit: Unit) -> None:
+        """See what follows for a topology on its way down from one unit's rest."""
+        found = self.by_name.get(unit.id.topology)
+        if found is not None and found.going_down and unit.state.phase in RESTING:
             self._descend(found)
+
+    def publish_when_heard(self, found: Deployment) -> None:
+        """Publish an adopted topology's table once all its workers have said hello again.
+
+        A table without those that haven't would take workers away that serve. One that is dead
+        loses its lease and isn't waited for; nobody is waited for longer than HOLD_S.
+        """
+        found.holding = True
+        asyncio.get_running_loop().call_later(HOLD_S, self._hold_no_longer, found)
+        self.publish(found)
+
+    def _hold_no_longer(self, found: Deployment) -> None:
+        if found.holding and self.by_name.get(found.name) is found:
+            found.holding = False
+            self.publish(found)
 
     def publish(self, found: Deployment) -> None:
         """Publish the routing table of one topology, with a new version."""
-        found.routes_version = routing.next_version(found.routes_version)
         units = self.units(found.name)
-        self._publisher.routes(routing.table(found.name, found.engine, units, found.routes_version))
+        if found.holding and not routing.is_complete(units):
+            return  # the frontends obey the last daemon's table, which is right
+        found.holding = False
+        found.routes_version = routing.next_version(found.routes_version)
+        now = asyncio.get_running_loop().time()
+        table = routing.table(found.name, found.engine, units, found.routes_version, now)
+        self._publisher.routes(table)
 
     def greeted(self, unit: Unit) -> None:
         """A worker introduced itself: a frontend needs the table, a route may be complete now."""
@@ -142,8 +165,17 @@ class Deployments:
     def applied(self, unit: Unit) -> None:
         """A frontend says which table it has applied; tell those who wait for an answer."""
         found = self.by_name.get(unit.id.topology)
-        if found is not None and snapshot.answering(self.units(found.name), found.routes_version):
+        if found is None or unit.spec.kind != "frontend":
+            return
+        if snapshot.answering(self.units(found.name), found.routes_version):
             self._publisher.event(found.name, "answering")
+
+
+def _kept(path: Path) -> Kept | None:
+    try:
+        return deployment.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return None  # torn by a power loss, or written by another version
 
 
 def write_atomically(path: Path, data: bytes) -> None:

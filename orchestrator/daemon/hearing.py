@@ -7,7 +7,6 @@ beat has no timer at all.
 """
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -91,7 +90,7 @@ class Hearing:
         if heard.lease is None:
             self._watch(heard)
             return
-        heard.lease, verdict = lease.renew(heard.lease, time.monotonic())
+        heard.lease, verdict = lease.renew(heard.lease, asyncio.get_running_loop().time())
         if verdict is lease.Verdict.FRESH:
             self._post(life, events.LeaseRecovered(life.member, life.incarnation))
 
@@ -101,7 +100,7 @@ class Hearing:
             self._on_applied(unit)
 
     def _watch(self, heard: Heard) -> None:
-        heard.lease = lease.grant(time.monotonic())
+        heard.lease = lease.grant(asyncio.get_running_loop().time())
         self._arm()
 
     def watch_adopted(self) -> None:
@@ -136,7 +135,7 @@ class Hearing:
             self._timer = asyncio.get_running_loop().call_at(min(looks), self._look)
 
     def _look(self) -> None:
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         for unit, life, heard, held in self._leases():
             heard.lease, verdict = lease.judge(held, now, unit.spec.policy.lease)
             if verdict is lease.Verdict.MISSED:

@@ -43,6 +43,16 @@ class Post(Protocol):
         """Put an event into the mailbox."""
 
 
+class Orders(Protocol):
+    """What speaks to workers: the control socket."""
+
+    def order(self, life: LifeId, message: messages.ToWorker) -> None:
+        """Tell a worker now, or as soon as it is heard."""
+
+    def forget(self, life: LifeId) -> None:
+        """This life is over: nothing is to be told to it any more."""
+
+
 @dataclass(slots=True)
 class Life:
     """One life that this daemon looks after. `link` is None until its shim answers."""
@@ -64,13 +74,13 @@ class Launcher:
         run_dir: RunDir,
         zygotes: Callable[[str], ZygoteLink],
         reaper: Reaper,
-        tell: Callable[[LifeId, messages.ToWorker], None],
+        orders: Orders,
         post: Post,
     ) -> None:
         self._run_dir = run_dir
         self._zygotes = zygotes
         self._reaper = reaper
-        self._tell = tell
+        self._orders = orders
         self._post = post
         self.lives: dict[LifeId, Life] = {}
 
@@ -81,7 +91,7 @@ class Launcher:
             case actions.Spawn():
                 self._spawn(unit, life)
             case actions.Drain(deadline_s=deadline_s):
-                self._tell(life, messages.Drain(deadline_s))
+                self._orders.order(life, messages.Drain(deadline_s))
             case actions.Stop() | actions.Kill():
                 self._order(unit, life, action)
 
@@ -92,13 +102,25 @@ class Launcher:
             return
         planned = unit.spec.members[life.member]
         log = Path(unit.spec.logs[life.member])
-        log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        directory = self._run_dir.make_life(life)
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            directory = self._run_dir.make_life(life)
+        except OSError as error:  # a full disk; or the rubble of a life that couldn't be removed
+            self._unborn(life, str(error))
+            return
         here = self.lives[life] = Life(unit, life, directory)
         request = self._request(unit, life, planned, directory, log)
-        zygote = self._zygotes("vllm" if planned.engine == "vllm" else "bare")
+        try:
+            zygote = self._zygotes("vllm" if planned.engine == "vllm" else "bare")
+        except ZygoteError as error:
+            self._forget(here)
+            self._unborn(life, str(error))
+            return
         future = zygote.spawn(request)
         future.add_done_callback(lambda done: self._spawned(here, done))
+
+    def _unborn(self, life: LifeId, text: str) -> None:
+        self._post(life.of, events.SpawnFailed(life.member, life.incarnation, "", text))
 
     def _request(
         self, unit: Unit, life: LifeId, planned: PlannedWorker, directory: Path, log: Path
@@ -142,8 +164,7 @@ class Launcher:
         error = done.exception()
         if isinstance(error, ZygoteError):
             self._forget(here)
-            text = str(error)
-            self._post(life.of, events.SpawnFailed(life.member, life.incarnation, "", text))
+            self._unborn(life, str(error))
             return
         if error is not None:
             raise error
@@ -236,6 +257,7 @@ class Launcher:
         if here.link is not None:
             here.link.close()
         del self.lives[here.id]
+        self._orders.forget(here.id)
         self._run_dir.remove_life(here.directory)
 
     # ---- adoption ----------------------------------------------------------------------------

@@ -4,6 +4,9 @@ This file is wiring, top to bottom: who is given whom. The order of the start ma
 only thing decided here. The lock comes first, so that there is never a second daemon; old zygotes
 are ended before the run directory is read, so that no spawn slips in behind the scan; what lives
 is adopted before the control socket opens, so that a worker's first beat finds its unit.
+
+A programmer's error in the loop ends the daemon, loudly: one that goes on with half a decision
+would wait for ever for what it never ordered. Workers live on, and the next daemon adopts them.
 """
 
 import asyncio
@@ -12,6 +15,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from typing import Any
 
 import msgspec
@@ -25,7 +29,9 @@ from orchestrator.core.state import State
 from orchestrator.daemon import snapshot
 from orchestrator.daemon.adoption import Adoption
 from orchestrator.daemon.control import Control
+from orchestrator.daemon.deployment import Deployment
 from orchestrator.daemon.deployments import Deployments, write_atomically
+from orchestrator.daemon.foreground import Foreground
 from orchestrator.daemon.hearing import Hearing
 from orchestrator.daemon.launcher import Launcher
 from orchestrator.daemon.nursery import Nursery
@@ -44,13 +50,17 @@ from orchestrator.host.rundir import (
     default_run_dir,
     default_state_dir,
 )
+from orchestrator.host.zygote_link import ZygoteError
 from orchestrator.wire.ids import LifeId, ReplicaId
 from orchestrator.wire.messages import FromWorker, Reply, Verb
-from orchestrator.wire.snapshot import DaemonStatus, Snapshot, TopologyStatus
+from orchestrator.wire.snapshot import DaemonStatus, Snapshot
 from orchestrator.wire.sockets import Context
 
-REFUSED_S = 1.0
-"""After a refused `up`, an on-demand daemon with nothing to do ends this much later."""
+FIRST_S = 20.0
+"""An on-demand daemon that nobody has asked for anything ends this much after its start."""
+
+IDLE_S = 1.0
+"""Where nothing is up, it ends this much after the last verb."""
 
 
 def run(*, on_demand: bool, ready_fd: int) -> int:
@@ -73,6 +83,10 @@ def run(*, on_demand: bool, ready_fd: int) -> int:
         return 1
     try:
         return asyncio.run(Daemon(run_dir, state_dir, on_demand=on_demand).serve(ready_fd))
+    except ZygoteError as unfit:
+        _say(ready_fd, str(unfit))
+        sys.stderr.write(f"{unfit}\n")
+        return 1
     finally:
         lock.release()
 
@@ -95,6 +109,11 @@ class Daemon:
         self._boot = procfs.boot_id()
         self._started_at = time.monotonic()
         self._over = asyncio.Event()
+        self._serving = False
+        self._arriving = 0
+        self._end_asked = 0
+        self._bug: BaseException | None = None
+        self._foreground = Foreground()
         self._context: Context = zmq.Context()
         self._reaper = Reaper()
         self._nursery = Nursery(run_dir, state_dir, self._reaper)
@@ -106,47 +125,70 @@ class Daemon:
             f"ipc://{run_dir.control}",
             self._hear,
             self._answer,
+            self._unreadable,
         )
         self._launcher = Launcher(
-            run_dir, self._nursery.zygote, self._reaper, self._control.order, self._post
+            run_dir, self._nursery.zygote, self._reaper, self._control, self._post
         )
-        self._supervisor = Supervisor(self._launcher, self._save, self._publisher, self._changed)
+        self._supervisor = Supervisor(self._launcher, self._save, self._publisher, self)
         self._deployments = Deployments(
-            run_dir, state_dir, self._supervisor, self._publisher, self._gone
+            run_dir, state_dir, self._supervisor, self._publisher, self._end_if_idle
         )
         self._hearing = Hearing(
             self._supervisor, self._deployments.greeted, self._deployments.applied
         )
         self._verbs = Verbs(self._supervisor, self._deployments, self.status, self._watch)
 
-    # The knots: these four need somebody who is made later.
+    # The knots: these need somebody who is made later.
 
     def _post(self, replica: ReplicaId, event: events.Event) -> None:
         self._supervisor.post(replica, event)
 
-    def _changed(self, unit: Unit, before: State) -> None:
+    def changed(self, unit: Unit, before: State) -> None:
+        """See `Deployments.changed`."""
         self._deployments.changed(unit, before)
+
+    def settled(self, unit: Unit) -> None:
+        """See `Deployments.settled`."""
+        self._deployments.settled(unit)
 
     def _hear(self, life: LifeId, message: FromWorker) -> None:
         self._hearing.take(self._control, life, message)
 
-    async def _answer(self, verb: Verb) -> Reply:
-        reply = await self._verbs.answer(verb)
-        if verb.name == "up" and reply.code:
-            # Started for an `up` that was refused: don't stay for nothing.
-            asyncio.get_running_loop().call_later(REFUSED_S, self._gone, "")
-        return reply
+    def _unreadable(self, life: LifeId, error: str) -> None:
+        self._publisher.event(life, "not-understood", reason=f"another version's worker? {error}")
 
-    def _gone(self, _name: str) -> None:
-        if self._on_demand and not self._deployments.by_name:
+    async def _answer(self, verb: Verb) -> Reply:
+        arrives = verb.name == "up"  # it takes a while, and the daemon may not end meanwhile
+        self._arriving += arrives
+        try:
+            return await self._verbs.answer(verb)
+        finally:
+            self._arriving -= arrives
+            if not self._deployments.by_name:
+                asyncio.get_running_loop().call_later(IDLE_S, self._end_if_idle)
+
+    def _end_if_idle(self) -> None:
+        """End where nothing is up and nothing is coming: only a daemon that was told to stay stays.
+
+        Verbs that come now aren't read any more; they find out that we are gone and ask the next.
+        """
+        busy = self._deployments.by_name or self._arriving
+        if self._on_demand and self._serving and not busy:
+            self._control.pause()
             self._over.set()
 
     def _save(self, replica: ReplicaId, state: State) -> None:
-        write_atomically(self._run_dir.replica(replica), encode_saved(Saved(self._boot, state)))
+        """Write a state down. A full disk stops nothing: the next daemon finds an older state."""
+        try:
+            write_atomically(self._run_dir.replica(replica), encode_saved(Saved(self._boot, state)))
+        except OSError as error:
+            self._publisher.event(replica, "not-saved", reason=str(error))
 
     async def serve(self, ready_fd: int) -> int:
         """Adopt what lives, answer verbs, until it is over."""
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._failed)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._asked_to_end)
         self._reaper.start()
@@ -161,9 +203,19 @@ class Daemon:
         self._control.start()
         self._hearing.watch_adopted()
         self._publisher.event("daemon", "started", detail={"pid": str(os.getpid())})
+        self._serving = True
+        if self._end_asked:
+            self._end_all()
+        loop.call_later(FIRST_S, self._end_if_idle)
         _say(ready_fd, "ready")
         await self._over.wait()
-        self._publisher.event("daemon", "ended", detail={"pid": str(os.getpid())})
+        return await self._end()
+
+    async def _end(self) -> int:
+        self._publisher.event(
+            "daemon", "ended", reason=_bug(self._bug), detail={"pid": str(os.getpid())}
+        )
+        self._foreground.close()
         await self._control.stop()
         await self._nursery.close()
         self._publisher.stop()
@@ -171,60 +223,48 @@ class Daemon:
         self._context.destroy(linger=200)
         for socket in (self._run_dir.control, self._run_dir.events):
             socket.unlink(missing_ok=True)
-        return 0
+        return 1 if self._bug else 0
+
+    def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Something in the loop raised. A callback of ours: it is over (see the module's text)."""
+        error = context.get("exception")
+        if error is None or "handle" not in context:
+            loop.default_exception_handler(context)
+            return
+        traceback.print_exception(error)
+        self._bug = self._bug or error
+        self._over.set()
 
     def _asked_to_end(self) -> None:
         """SIGTERM and Ctrl-C end the topologies in order, then the daemon; a second one hastens."""
-        again = all(found.going_down for found in self._deployments.by_name.values())
         self._on_demand = True
+        self._end_asked += 1
+        if self._serving:
+            self._end_all()
+
+    def _end_all(self) -> None:
         for found in list(self._deployments.by_name.values()):
-            self._deployments.begin_down(found, at_once=again)
-        self._gone("")
+            self._deployments.begin_down(found, at_once=self._end_asked > 1)
+        self._end_if_idle()
 
-    def _watch(self, topology: str, pid: int) -> None:
+    def _watch(self, found: Deployment, pid: int) -> None:
         """Take a topology down when the foreground `up` that asked for it has ended."""
-        loop = asyncio.get_running_loop()
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            self._abandoned(topology)
-            return
+        self._foreground.watch(pid, lambda: self._abandoned(found))
 
-        def ended() -> None:
-            loop.remove_reader(pidfd)
-            os.close(pidfd)
-            self._abandoned(topology)
-
-        loop.add_reader(pidfd, ended)
-
-    def _abandoned(self, topology: str) -> None:
-        found = self._deployments.by_name.get(topology)
-        if found is not None and not found.going_down:
-            self._publisher.event(topology, "abandoned", reason="its foreground `up` has ended")
+    def _abandoned(self, found: Deployment) -> None:
+        # It may be down meanwhile, and another of its name be up.
+        if self._deployments.by_name.get(found.name) is found and not found.going_down:
+            self._publisher.event(found.name, "abandoned", reason="its foreground `up` has ended")
             self._deployments.begin_down(found, at_once=False)
 
     def status(self) -> dict[str, Any]:
         """The snapshot, as plain data."""
         now = time.monotonic()
-        topologies = []
-        for name, found in sorted(self._deployments.by_name.items()):
-            units = self._deployments.units(name)
-            roles = snapshot.roles(units, now)
-            topologies.append(
-                TopologyStatus(
-                    name=name,
-                    health=snapshot.topology_health(
-                        units, going_down=found.going_down, routes_version=found.routes_version
-                    ),
-                    reason=snapshot.worst(units),
-                    file=found.kept.file,
-                    engine=found.engine,
-                    endpoint=found.endpoint,
-                    models=snapshot.models(units, found.routes_version),
-                    roles=[role for role in roles if role.kind != "process"],
-                    processes=[role for role in roles if role.kind == "process"],
-                )
-            )
+        deployments = sorted(self._deployments.by_name.items())
+        topologies = [
+            snapshot.topology(found, self._deployments.units(name), now)
+            for name, found in deployments
+        ]
         daemon = DaemonStatus(
             pid=os.getpid(),
             version=__version__,
@@ -235,3 +275,10 @@ class Daemon:
         )
         plain: dict[str, Any] = msgspec.to_builtins(Snapshot(daemon=daemon, topologies=topologies))
         return plain
+
+
+def _bug(error: BaseException | None) -> str:
+    """One line about what nobody foresaw."""
+    if error is None:
+        return ""
+    return f"{type(error).__name__}: {error} (a bug in dynorch); what runs goes on without a daemon"

@@ -46,14 +46,9 @@ class Nursery:
             self._links[profile] = link
         return link
 
-    def preparing(self, profile: str) -> bool:
-        """It was started and still makes its imports."""
-        link = self._links.get(profile)
-        return link is not None and not link.ready
-
     async def close(self) -> None:
         """Let them end, and wait a moment until they have: nothing may be left."""
-        pids = [link.pid for link in self._links.values()]
+        pids = [link.pid for link in self._links.values() if link.pid]  # 0: it died before
         for link in self._links.values():
             link.close()
         await asyncio.gather(*(_gone(pid) for pid in pids))

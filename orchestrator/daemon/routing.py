@@ -49,9 +49,8 @@ def blocked(unit: Unit, now: float) -> Blocked:
     return Blocked(str(unit.id), unit.spec.kind, names, phase, why, wait_s)
 
 
-def table(topology: str, engine: str, units: Iterable[Unit], version: int) -> Routes:
+def table(topology: str, engine: str, units: Iterable[Unit], version: int, now: float) -> Routes:
     """The whole table of one topology."""
-    now = time.monotonic()
     found: list[Route] = []
     missing: list[Blocked] = []
     for unit in units:
@@ -63,9 +62,23 @@ def table(topology: str, engine: str, units: Iterable[Unit], version: int) -> Ro
     return Routes(version, topology, engine, found, missing)
 
 
-def view(state: State) -> tuple[object, ...]:
-    """What of a state the table depends on: when this changes, it must be published anew."""
-    return (state.phase, state.incarnation, state.reason, [m.overdue for m in state.members])
+def is_complete(units: Iterable[Unit]) -> bool:
+    """Say whether every worker that may be sent requests has told where it is."""
+    return all(
+        len(routes_of(unit)) == len(unit.state.members)
+        for unit in units
+        if unit.routable and unit.spec.kind in ENGINE_KINDS
+    )
+
+
+def concerns(unit: Unit, before: State) -> bool:
+    """Say whether the table is another one now that this unit's state isn't `before` any more."""
+    return unit.spec.kind in ENGINE_KINDS and _shown(unit.state) != _shown(before)
+
+
+def _shown(state: State) -> tuple[object, ...]:
+    overdue = [member.overdue for member in state.members]
+    return (state.phase, state.incarnation, state.reason, overdue)
 
 
 def next_version(before: int) -> int:

@@ -7,6 +7,7 @@ from msgspec import structs
 from orchestrator.core.health import Health, health
 from orchestrator.core.reasons import Cause
 from orchestrator.core.state import Await, Phase, State, Want
+from orchestrator.daemon.deployment import Deployment
 from orchestrator.daemon.routing import ENGINE_KINDS
 from orchestrator.daemon.unit import Unit
 from orchestrator.wire import snapshot
@@ -93,6 +94,24 @@ def roles(units: Iterable[Unit], now: float) -> list[snapshot.RoleStatus]:
     ]
 
 
+def topology(found: Deployment, units: list[Unit], now: float) -> snapshot.TopologyStatus:
+    """One deployment."""
+    parts = roles(units, now)
+    return snapshot.TopologyStatus(
+        name=found.name,
+        health=topology_health(
+            units, going_down=found.going_down, routes_version=found.routes_version
+        ),
+        reason=worst(units),
+        file=found.kept.file,
+        engine=found.engine,
+        endpoint=found.endpoint,
+        models=models(units, found.routes_version),
+        roles=[role for role in parts if role.kind != "process"],
+        processes=[role for role in parts if role.kind == "process"],
+    )
+
+
 def topology_health(units: list[Unit], *, going_down: bool, routes_version: int) -> str:
     """One word. Not ready before the frontends have applied the present routing table."""
     if going_down:
@@ -105,18 +124,24 @@ def topology_health(units: list[Unit], *, going_down: bool, routes_version: int)
 
 def answering(units: list[Unit], routes_version: int) -> bool:
     """Every frontend that should serve has applied this version of the routing table."""
-    for unit in units:
-        if unit.spec.kind == "frontend" and unit.state.want is Want.UP:
-            heard = unit.heard.get(0)
-            beat = heard.beat if heard else None
-            if beat is None or beat.routes_version < routes_version:
-                return False
-    return True
+    return all(
+        _applied(unit) >= routes_version
+        for unit in units
+        if unit.spec.kind == "frontend" and unit.state.want is Want.UP
+    )
+
+
+def _applied(frontend: Unit) -> int:
+    """The version of the table that a frontend's present life obeys; -1 when it has none."""
+    heard = frontend.of(frontend.life(0))
+    return heard.beat.routes_version if heard is not None and heard.beat is not None else -1
 
 
 def models(units: list[Unit], routes_version: int) -> list[str]:
-    """The models that a client can use now."""
-    if not answering(units, routes_version):
+    """The models that a client can use now: some frontend that serves knows of their workers."""
+    frontends = [unit for unit in units if unit.spec.kind == "frontend"]
+    serving = [unit for unit in frontends if unit.routable]
+    if frontends and not any(_applied(unit) >= routes_version for unit in serving):
         return []
     found = {
         name

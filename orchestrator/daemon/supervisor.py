@@ -2,13 +2,15 @@
 
 An event is taken from the mailbox, `core.step` decides, the new state goes to disk, then the
 actions are performed; slow work comes back as a later event. There is no `if` about lifecycle in
-this file. The order inside `_take` is the contract of a crash-safe supervisor: what must not be
-lost is written before it is done, and a routing table without a dead worker leaves before anything
-else happens.
+this file. The order inside `_step` is the contract of a crash-safe supervisor: what must not be
+lost is written before it is done, a routing table without a dead worker leaves before anything is
+done about it, and what follows for others is asked when all of that is over.
+
+The mailbox needs no bound of its own: sockets are read in the same loop, as many messages in a
+pass as are taken from it here, so a peer that floods us waits in its own socket.
 """
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -33,6 +35,16 @@ class Effects(Protocol):
         """Begin to do it; never blocks."""
 
 
+class Owner(Protocol):
+    """Who has to know that a unit is different now."""
+
+    def changed(self, unit: Unit, before: State) -> None:
+        """Its state is new and on disk; nothing has been done about it yet."""
+
+    def settled(self, unit: Unit) -> None:
+        """All that the step ordered has been begun; the unit may be removed now."""
+
+
 class Supervisor:
     """Units, their mailbox and their deadlines."""
 
@@ -41,14 +53,14 @@ class Supervisor:
         effects: Effects,
         save: Callable[[ReplicaId, State], None],
         publisher: Publisher,
-        on_change: Callable[[Unit, State], None],
+        owner: Owner,
     ) -> None:
         self.units: dict[ReplicaId, Unit] = {}
         self._effects = effects
         self._save = save
         self._publisher = publisher
-        self._on_change = on_change
-        self._families: dict[str, set[ReplicaId]] = {}
+        self._owner = owner
+        self._families: dict[str, dict[ReplicaId, Unit]] = {}
         self._needs: dict[str, dict[ReplicaId, tuple[fleet.Need, ...]]] = {}
         self._mailbox: deque[tuple[ReplicaId, events.Event]] = deque()
         self._timers: dict[ReplicaId, asyncio.TimerHandle] = {}
@@ -59,7 +71,7 @@ class Supervisor:
         for unit in units:
             assert unit.id not in self.units, unit.id
             self.units[unit.id] = unit
-            self._families.setdefault(unit.id.topology, set()).add(unit.id)
+            self._families.setdefault(unit.id.topology, {})[unit.id] = unit
             if unit.spec.needs:
                 self._needs.setdefault(unit.id.topology, {})[unit.id] = unit.spec.needs
 
@@ -67,9 +79,12 @@ class Supervisor:
         """Forget a unit that is at rest and wanted no more."""
         unit = self.units.pop(replica)
         assert not unit.state.members, f"{replica} still has processes"
-        self._families[replica.topology].discard(replica)
-        self._needs.get(replica.topology, {}).pop(replica, None)
         self._disarm(replica)
+        del self._families[replica.topology][replica]
+        self._needs.get(replica.topology, {}).pop(replica, None)
+        if not self._families[replica.topology]:
+            del self._families[replica.topology]
+            self._needs.pop(replica.topology, None)
 
     def post(self, replica: ReplicaId, event: events.Event) -> None:
         """Put an event into the mailbox; it is taken in a later loop pass, in order."""
@@ -100,18 +115,35 @@ class Supervisor:
         if self._mailbox:
             self._schedule()
 
+    def catch_up(self) -> None:
+        """Take all that is in the mailbox now, and only then say what follows for others.
+
+        For adoption: these events are old news, and nobody may start on what only used to be true.
+        """
+        self._mailbox, news = deque(), self._mailbox
+        for replica, event in news:
+            self._step(self.units[replica], event)
+        for topology in list(self._families):
+            self.tell_dependants(topology)
+
     def _take(self, unit: Unit, event: events.Event) -> None:
-        now = time.monotonic()
+        if self._step(unit, event):
+            self.tell_dependants(unit.id.topology)
+            self._owner.settled(unit)
+
+    def _step(self, unit: Unit, event: events.Event) -> bool:
+        """Decide and do; False when the event changes nothing."""
+        now = asyncio.get_running_loop().time()
         before = unit.state
         unit.state, ordered = step(before, event, now, unit.spec.policy)
         if unit.state is before and not ordered:
-            return
+            return False
         self._save(unit.id, unit.state)
-        self._on_change(unit, before)
+        self._owner.changed(unit, before)
         self._record(unit, before, event, ordered, now)
         for action in ordered:
             self._perform(unit, action)
-        self.tell_dependants(unit.id.topology)
+        return True
 
     def _perform(self, unit: Unit, action: actions.Action) -> None:
         match action:
@@ -136,14 +168,16 @@ class Supervisor:
         """Bring every waiting replica's view of its dependencies up to date, at once.
 
         Not through the mailbox: truth could overtake the news there, and a replica start after
-        what it needs has died.
+        what it needs has died. News only ever ends a wait or rewords it, so this comes to an end.
         """
         needs = self._needs.get(topology)
-        if not needs:
-            return
-        states = {replica: self.units[replica].state for replica in self._families[topology]}
-        for replica, event in fleet.dependency_events(needs, states):
-            self._take(self.units[replica], event)
+        while needs:
+            states = {replica: unit.state for replica, unit in self._families[topology].items()}
+            news = fleet.dependency_events(needs, states)
+            if not news:
+                return
+            for replica, event in news:
+                self._step(self.units[replica], event)
 
     def _record(
         self,

@@ -23,6 +23,7 @@ from orchestrator.daemon.supervisor import Supervisor
 from orchestrator.daemon.targets import matching
 from orchestrator.topology.load import FILE_BYTES_MAX, Invalid, parse
 from orchestrator.topology.not_built import not_built
+from orchestrator.topology.roles import EngineChoice
 from orchestrator.topology.schema import Topology
 from orchestrator.wire.messages import Reply, Verb
 
@@ -37,8 +38,21 @@ class Up(msgspec.Struct, frozen=True, kw_only=True):
 
     file: str
     variables: dict[str, str] = {}
-    engine: str = "auto"
+    engine: EngineChoice = "auto"
     watch_pid: int = 0
+
+
+class Down(msgspec.Struct, frozen=True, kw_only=True):
+    """Arguments of `down`: a topology, or all of them; `now` skips drain and grace."""
+
+    topology: str | None = None
+    now: bool = False
+
+
+class On(msgspec.Struct, frozen=True, kw_only=True):
+    """Arguments of `start`, `stop` and `restart`."""
+
+    target: str
 
 
 class RefusedError(Exception):
@@ -50,10 +64,13 @@ class RefusedError(Exception):
 
 
 def read_text(path: Path) -> str:
-    """A topology file's content; RefusedError when it can't be had. `read` bounds what it says."""
+    """A topology file's content; RefusedError when it can't be had."""
     try:
-        with path.open(encoding="utf-8") as file:
-            return file.read(FILE_BYTES_MAX)
+        with path.open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+        if len(data) > FILE_BYTES_MAX:
+            raise RefusedError(INVALID, f"{path}: is larger than {FILE_BYTES_MAX >> 20} MiB")
+        return data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RefusedError(INVALID, f"{path}: can't be read: {error}") from error
 
@@ -67,7 +84,7 @@ def read(kept: Kept) -> tuple[Topology, Plan]:
     missing = not_built(topology)
     if missing:
         raise RefusedError(INVALID, "\n".join(map(str, missing)))
-    placements = place(topology, kept.inventory, kept.engine)  # type: ignore[arg-type]
+    placements = place(topology, kept.inventory, kept.engine)
     if isinstance(placements, list):
         raise RefusedError(FAILED, "\n".join(f"{topology.name}/{each}" for each in placements))
     return topology, build_plan(topology, placements)
@@ -81,7 +98,7 @@ class Verbs:
         supervisor: Supervisor,
         deployments: Deployments,
         status: Callable[[], dict[str, Any]],
-        watch: Callable[[str, int], None],
+        watch: Callable[[Deployment, int], None],
     ) -> None:
         self._supervisor = supervisor
         self._deployments = deployments
@@ -126,13 +143,29 @@ class Verbs:
             wrong = await asyncio.to_thread(objections, topology, plan)
             if wrong:
                 raise RefusedError(FAILED, "\n".join(wrong))
-            if topology.name in self._deployments.by_name:
-                raise RefusedError(FAILED, f"{topology.name} is being started by another `up`")
-            self._deployments.deploy(Deployment(kept, topology, plan))
+            self._deploy(Deployment(kept, topology, plan))
         self._deployments.start_all(topology.name)
         if up.watch_pid:
-            self._watch(topology.name, up.watch_pid)
+            self._watch(self._deployments.by_name[topology.name], up.watch_pid)
         return Reply(code=OK, data={"topology": topology.name, "adopted": present is not None})
+
+    def _deploy(self, new: Deployment) -> None:
+        """Take care of a topology, unless something came up while we looked around."""
+        by_name = self._deployments.by_name
+        if new.name in by_name:
+            raise RefusedError(FAILED, f"{new.name} is being started by another `up`")
+        for name, other in by_name.items():
+            # It may not be bound yet, or not now; and the kernel lets our frontends share a port.
+            if new.port and new.port == other.port:
+                raise RefusedError(
+                    FAILED,
+                    f"{new.name}/frontend: port {new.port} is that of {name}, which is up; "
+                    "set another [frontend] port",
+                )
+        try:
+            self._deployments.deploy(new)
+        except OSError as error:
+            raise RefusedError(FAILED, f"{new.name} can't be written down: {error}") from error
 
     def _again(self, present: Deployment, kept: Kept) -> None:
         """`up` of what is up already: fine if nothing changed."""
@@ -150,21 +183,21 @@ class Verbs:
             )
 
     async def _down(self, args: dict[str, Any]) -> Reply:
-        name, at_once = args.get("topology"), bool(args.get("now"))
-        by_name: dict[str, Deployment] = self._deployments.by_name
+        down = msgspec.convert(args, Down)
+        name, by_name = down.topology, self._deployments.by_name
         if name is not None and name not in by_name:
             known = ", ".join(by_name) or "none"
             raise RefusedError(FAILED, f"no topology {name!r} is up; up are: {known}")
         chosen = [by_name[name]] if name is not None else list(by_name.values())
         for found in chosen:
-            self._deployments.begin_down(found, at_once=at_once)
+            self._deployments.begin_down(found, at_once=down.now)
         return Reply(code=OK, data={"topologies": [found.name for found in chosen]})
 
     def _request(
         self, make: Callable[[int], events.Event]
     ) -> Callable[[dict[str, Any]], Awaitable[Reply]]:
         async def handler(args: dict[str, Any]) -> Reply:
-            target = str(args.get("target", ""))
+            target = msgspec.convert(args, On).target
             units = matching(self._supervisor.units.values(), target)
             if not units:
                 known = (
