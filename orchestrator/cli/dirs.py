@@ -44,9 +44,10 @@ class Dirs(NamedTuple):
             if topologies is None or life.life.of.topology in topologies
         ]
 
-    def journal_lines(self, count: int) -> list[bytes]:
-        """The journal's last lines."""
-        return Journal(StateDir(self.state).journal).last(count)
+    @property
+    def journal(self) -> Journal:
+        """What happened, to be read."""
+        return Journal(StateDir(self.state).journal)
 
     def remains(self) -> Snapshot:
         """A snapshot without a daemon: what the shims' files say still runs."""

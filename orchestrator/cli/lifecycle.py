@@ -8,7 +8,7 @@ from pathlib import Path
 from orchestrator.cli.dirs import Dirs, dirs
 from orchestrator.cli.files import engine_choice, read, variables_of
 from orchestrator.cli.follow import Follower, moving, sigterm_interrupts
-from orchestrator.cli.logs import tail
+from orchestrator.cli.logs import last_lines
 from orchestrator.cli.main import INTERRUPTED, NO_DAEMON, fail
 from orchestrator.daemon.absence import NoDaemonError
 from orchestrator.daemon.client import Client, call_or_start
@@ -102,8 +102,7 @@ def _last_lines(topology: TopologyStatus) -> list[str]:
     for role in topology.supervised:
         for replica in role.replicas:
             if replica.phase == "failed" and replica.workers and replica.workers[0].log:
-                data = tail(Path(replica.workers[0].log), TAIL_LINES)
-                return data.decode(errors="replace").splitlines()
+                return last_lines(Path(replica.workers[0].log), TAIL_LINES)
     return []
 
 
@@ -152,15 +151,17 @@ def _see_off(follower: Follower, name: str) -> None:
     daemon = follower.last.daemon
     try:
         pidfd = os.pidfd_open(daemon.pid or 0)
-    except (ProcessLookupError, OSError):
-        return
-    follower.until_gone()
-    others = [topology for topology in follower.last.topologies if topology.name != name]
-    if daemon.on_demand and not others:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        poll.poll(round(END_S * 1000))
-    os.close(pidfd)
+    except OSError:
+        return  # it is gone already
+    try:
+        follower.until_gone()
+        others = [topology for topology in follower.last.topologies if topology.name != name]
+        if daemon.on_demand and not others:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            poll.poll(round(END_S * 1000))
+    finally:
+        os.close(pidfd)
 
 
 def order(verb: str, target: str) -> int:

@@ -1,7 +1,8 @@
 """Verbs that only look: `status`, `top`, `logs`, `events`. None of them starts a daemon."""
 
+import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import msgspec
 
@@ -10,6 +11,7 @@ from orchestrator.cli.dirs import Dirs, dirs
 from orchestrator.cli.main import NO_DAEMON, fail
 from orchestrator.daemon.absence import NoDaemonError
 from orchestrator.daemon.client import Client, decode_data
+from orchestrator.views.tail import LogTail
 from orchestrator.wire import events as wire_events
 from orchestrator.wire.snapshot import Snapshot, encode
 
@@ -61,55 +63,50 @@ def logs(target: str | None, *, follow: bool, lines: int) -> int:
         fail(f"no log of {target or 'anything'} in {here.state}/logs; there are: {known}{more}")
     prefix = len(sources) > 1
     width = max(len(source.name) for source in sources)
-    for source in sources:
-        for line in files.tail(source.path, lines).splitlines():
-            _put(source.name.ljust(width) if prefix else "", line)
-    sys.stdout.flush()
-    if follow:
-        followers = [files.Follower(source, from_end=True) for source in sources]
-        while True:
-            for follower in followers:
-                name = follower.source.name.ljust(width) if prefix else ""
-                for line in follower.lines():
-                    _put(name, line)
-            sys.stdout.flush()
-            files.pause()
-    return 0
+    begins = [f"{source.name.ljust(width)} | " if prefix else "" for source in sources]
+    if not follow:
+        for begin, source in zip(begins, sources, strict=True):
+            _put(begin, files.last_lines(source.path, lines))
+        return 0
+    tails = [LogTail(source.path, lines, skips=False) for source in sources]
+    while True:
+        for begin, tail in zip(begins, tails, strict=True):
+            _put(begin, files.every(tail))
+        sys.stdout.flush()
+        files.pause()
 
 
-def _put(name: str, line: bytes) -> None:
-    text = line.decode(errors="replace")
-    sys.stdout.write(f"{name} | {text}\n" if name else f"{text}\n")
+def _put(begin: str, lines: Iterable[str]) -> None:
+    for line in lines:
+        sys.stdout.write(f"{begin}{line}\n")
 
 
 def events(*, follow: bool, lines: int, as_json: bool) -> int:
     """Print the journal's end, and go on with what comes."""
     from orchestrator.views.event_line import event_text
 
-    here = dirs()
-    for event in _journal(here, lines):
-        print(wire_events.encode_line(event).decode() if as_json else event_text(event, date=True))
-    sys.stdout.flush()
-    if not follow:
-        return 0
-    with Client(here.run) as client:
-        subscription = client.subscribe()
-        while True:
-            event_now = subscription.next(1.0)
-            if event_now is not None:
-                line = (
-                    wire_events.encode_line(event_now).decode()
-                    if as_json
-                    else event_text(event_now, date=True)
-                )
-                print(line, flush=True)
+    def put(found: list[wire_events.Event]) -> None:
+        for event in found:
+            plain = wire_events.encode_line(event).decode()
+            print(plain if as_json else event_text(event, date=True))
+        sys.stdout.flush()
+
+    journal = dirs().journal
+    position = journal.end()
+    shown = _events(journal.last(lines))
+    put(shown)
+    while follow:
+        # The journal has all of them, whichever daemon wrote it; the stream may drop some.
+        put([event for event in _events(journal.follow(position)) if event not in shown])
+        files.pause()
+    return 0
 
 
-def _journal(here: Dirs, lines: int) -> Iterator[wire_events.Event]:
+def _events(lines: Iterable[bytes]) -> list[wire_events.Event]:
     from orchestrator.daemon.publisher import decode_record
 
-    for line in here.journal_lines(lines):
-        try:
-            yield decode_record(line).e
-        except msgspec.DecodeError:
-            continue  # torn by a power loss, or of another version
+    found = []
+    for line in lines:
+        with contextlib.suppress(msgspec.DecodeError):  # torn by a power loss, or another version's
+            found.append(decode_record(line).e)
+    return found

@@ -22,6 +22,7 @@ import typer
 from orchestrator.cli import lifecycle
 from orchestrator.cli.dirs import dirs
 from orchestrator.cli.look import snapshot
+from orchestrator.host import procfs
 from orchestrator.host.ports import trouble_with
 from orchestrator.wire.snapshot import Snapshot, TopologyStatus
 
@@ -154,8 +155,5 @@ def _shm_names() -> set[str]:
 
 
 def _alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
+    stat = procfs.stat(pid)
+    return stat is not None and stat.alive
