@@ -31,4 +31,3 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(Event).decode
 encode_line = msgspec.json.Encoder().encode
-decode_line = msgspec.json.Decoder(Event).decode

@@ -12,8 +12,8 @@ from typing import Self
 import msgspec
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
-_LIFE = re.compile(r"([a-z0-9-]+)/([a-z0-9-]+)-(\d+)\.(\d+)#(\d+)")
-_REPLICA = re.compile(r"([a-z0-9-]+)/([a-z0-9-]+)-(\d+)")
+_LIFE = re.compile(r"([a-z0-9-]+)/([a-z0-9-]+)-([0-9]+)\.([0-9]+)#([0-9]+)")
+_REPLICA = re.compile(r"([a-z0-9-]+)/([a-z0-9-]+)-([0-9]+)")
 
 
 class ReplicaId(msgspec.Struct, frozen=True, order=True):

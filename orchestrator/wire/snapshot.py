@@ -90,8 +90,9 @@ class RoleStatus(msgspec.Struct, frozen=True, kw_only=True):
 class TopologyStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A whole deployment.
 
-    `health` is ready, starting, degraded, failed, stopped or stopping; `reason` is one line, empty
-    when all is well; `models` are those that answer now; `endpoint` is empty without a frontend.
+    `health` is ready, starting, degraded, failed, stopped or stopping; without a daemon it is
+    unsupervised, with phases "running" and kinds "unknown". `reason` is one line, empty when all is
+    well; `models` are those that answer now; `endpoint` is empty without a frontend.
     """
 
     name: str
