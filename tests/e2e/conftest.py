@@ -84,15 +84,19 @@ class Dynorch:
     def pid(self, role: str, index: int = 0) -> int:
         return self.replica(role, index)["workers"][0]["pid"]
 
-    def inflight(self) -> int:
-        """Requests that engine workers hold now, as their beats say."""
-        return sum(
-            worker["inflight"]
+    def engine_workers(self) -> list[dict]:
+        """The engine workers of the topology, with what their last beats said."""
+        return [
+            worker
             for role in self.topology()["roles"]
             if role["kind"] != "frontend"
             for replica in role["replicas"]
             for worker in replica["workers"]
-        )
+        ]
+
+    def tokens(self) -> int:
+        """Tokens that the engines have made."""
+        return sum(worker["tokens"] for worker in self.engine_workers())
 
     @property
     def url(self) -> str:

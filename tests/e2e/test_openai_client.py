@@ -1,10 +1,12 @@
 """The official OpenAI client against a whole dynorch on the simulated engine."""
 
 import pytest
+from openai import OpenAI
 
 from tests.e2e.conftest import Dynorch
 from tests.e2e.test_up_down import client_of
-from tests.openai_contract import CONTRACT, disconnects
+from tests.eventually import eventually
+from tests.openai_contract import CONTRACT, leaves_in_mid_stream
 
 FILE = """
 name  = "contract"
@@ -31,5 +33,20 @@ def test_contract(served, promise):
     promise(client_of(served), "tiny")
 
 
+def leaving_frees(served: Dynorch, client: OpenAI, model: str, tokens: int) -> None:
+    """Leave in mid-stream: the engine must stop long before it has made all the tokens."""
+    before = served.tokens()
+    leaves_in_mid_stream(client, model, tokens)
+
+    def ended():
+        workers = served.engine_workers()
+        made = sum(worker["tokens"] for worker in workers) - before
+        assert made > 0
+        assert sum(worker["inflight"] for worker in workers) == 0
+        return made
+
+    assert eventually(ended, within_s=60) < tokens
+
+
 def test_a_client_that_leaves_frees_its_request(served):
-    disconnects(client_of(served), "tiny", served.inflight)
+    leaving_frees(served, client_of(served), "tiny", tokens=1000)
