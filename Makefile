@@ -22,7 +22,8 @@ help:            ## this text
 	@touch $@
 
 up: .venv/base          ## install, then serve TOPOLOGY (default topologies/agg.toml)
-	.venv/bin/dynorch up $(TOPOLOGY)
+	@echo .venv/bin/dynorch up $(TOPOLOGY)
+	@trap : INT; .venv/bin/dynorch up $(TOPOLOGY) || test $$? -eq 130
 
 test: .venv/dev         ## unit tests, 2,000 simulator seeds, end to end on the simulated engine
 	.venv/bin/python -m pytest --ignore tests/vllm

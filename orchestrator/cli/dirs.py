@@ -1,6 +1,8 @@
 """Where the verbs look: the run and the state directory, and what they tell without a daemon."""
 
 import os
+import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +46,14 @@ class Dirs(NamedTuple):
             if topologies is None or life.life.of.topology in topologies
         ]
 
+    def absence(self) -> str:
+        """Say that there is no daemon, what still runs without it, and what to do."""
+        left = len(self.living())
+        if not left:
+            return "no daemon runs, and nothing is left running; `dynorch up FILE` starts one"
+        still = "1 worker still runs" if left == 1 else f"{left} workers still run"
+        return f"daemon gone; {still}: `dynorch up FILE` takes over, `dynorch down` stops"
+
     @property
     def journal(self) -> Journal:
         """What happened, to be read."""
@@ -60,11 +70,11 @@ class Dirs(NamedTuple):
             TopologyStatus(
                 name=name,
                 health="unsupervised",
-                reason="the daemon is gone; what runs goes on, and `dynorch up` takes it over",
+                reason="no daemon watches it; what runs goes on as it is",
                 roles=[
                     RoleStatus(
                         name=role,
-                        kind="unknown",
+                        kind="",
                         replicas=[_remaining(members) for members in replicas.values()],
                     )
                     for role, replicas in roles.items()
@@ -95,6 +105,15 @@ def _remaining(members: list[FoundLife]) -> ReplicaStatus:
             for member in members
         ],
     )
+
+
+def how_called() -> str:
+    """What this user types for `dynorch`: its path, where that isn't in the shell's own."""
+    mine = Path(sys.argv[0])
+    if shutil.which("dynorch") or mine.name != "dynorch":
+        return "dynorch"
+    here = Path.cwd()
+    return str(mine.relative_to(here) if mine.is_relative_to(here) else mine)
 
 
 def dirs(*, create: bool = False) -> Dirs:

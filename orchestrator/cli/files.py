@@ -19,22 +19,36 @@ def variables_of(text: str) -> dict[str, str]:
     return {name: os.environ[name] for name in referenced_variables(text) if name in os.environ}
 
 
-def read(file: Path) -> Topology:
-    """Load a topology, or print every complaint and exit with 2."""
+def read(file: Path, *, buildable: bool = False) -> Topology:
+    """Load a topology, or print every complaint and exit with 2.
+
+    `buildable`: also refuse what is valid and not built yet.
+    """
     try:
-        return load(file, os.environ)
+        topology = load(file, os.environ)
     except Invalid as invalid:
         complaints = invalid.complaints
         for complaint in complaints:
             print(complaint, file=sys.stderr)
         number = len(complaints)
         fail(f"{file}: {number} mistake{'s' * (number != 1)}; nothing was started", INVALID)
+    if buildable and _notes(topology, ""):
+        fail(f"{file}: asks for what is not built yet; nothing was started", INVALID)
+    return topology
+
+
+def _notes(topology: Topology, lead: str) -> bool:
+    """Name on stderr what of a topology is not built yet; whether there is anything."""
+    from orchestrator.topology.not_built import not_built
+
+    missing = not_built(topology)
+    for each in missing:
+        print(f"{lead}{each}", file=sys.stderr)
+    return bool(missing)
 
 
 def validate(file: Path) -> int:
     """Check a file; say what was understood."""
-    from orchestrator.topology.not_built import not_built
-
     topology = read(file)
     roles = ", ".join(
         f"{name} ({role.kind}, {role.replicas})" for name, role in topology.roles.items()
@@ -43,8 +57,8 @@ def validate(file: Path) -> int:
     if topology.processes:
         parts.append("processes: " + ", ".join(topology.processes))
     print(f"{file}: valid; {topology.name}; {'; '.join(parts)}")
-    for missing in not_built(topology):
-        print(f"note: {missing}")
+    if _notes(topology, "note: "):
+        print("note: `dynorch up` refuses it for that", file=sys.stderr)
     return 0
 
 
@@ -69,6 +83,7 @@ def plan(file: Path, engine: str, gpus: str | None, *, as_json: bool) -> int:
         print(json.dumps(plain_plan(planned, masked), indent=2))
     else:
         sys.stdout.write(plan_text(planned, masked))
+    _notes(topology, "note: not in this plan: ")
     return 0
 
 

@@ -5,15 +5,16 @@ import os
 import select
 from pathlib import Path
 
-from orchestrator.cli.dirs import Dirs, dirs
+from orchestrator.cli.dirs import Dirs, dirs, how_called
 from orchestrator.cli.files import engine_choice, read, variables_of
 from orchestrator.cli.follow import Follower, moving, sigterm_interrupts
 from orchestrator.cli.logs import last_lines
-from orchestrator.cli.main import INTERRUPTED, NO_DAEMON, fail
+from orchestrator.cli.main import INTERRUPTED, INVALID, NO_DAEMON, fail
 from orchestrator.daemon.absence import NoDaemonError
 from orchestrator.daemon.client import Client, call_or_start
 from orchestrator.views.banner import trouble, up_banner
-from orchestrator.views.event_line import event_line
+from orchestrator.views.event_line import event_brief
+from orchestrator.views.ink import Span
 from orchestrator.wire.messages import Reply
 from orchestrator.wire.snapshot import TopologyStatus
 
@@ -29,9 +30,12 @@ def checked(reply: Reply) -> Reply:
     return reply
 
 
-def up(file: Path, engine: str, *, detach: bool) -> int:
-    """Serve a topology until it answers (`detach`) or until Ctrl-C."""
-    topology = read(file)
+def up(file: Path, engine: str, *, detach: bool, banner: bool = True) -> int:
+    """Serve a topology until it answers (`detach`) or until Ctrl-C.
+
+    `banner`: say at the end how to use it.
+    """
+    topology = read(file, buildable=True)
     here = dirs(create=True)
     arguments = {
         "file": str(file.absolute()),
@@ -41,39 +45,37 @@ def up(file: Path, engine: str, *, detach: bool) -> int:
     }
     with Client(here.run) as client, sigterm_interrupts():
         checked(call_or_start(client, here.run, here.state, "up", **arguments))
-        follower = Follower(client, topology.name)
         try:
-            return _stay(follower, topology.name, detach=detach)
+            follower = Follower(client, topology.name)
+            return _stay(follower, topology.name, detach=detach, banner=banner)
         except KeyboardInterrupt:
             if detach:
                 print(f"\nstill starting; `dynorch down {topology.name}` stops it")
                 return INTERRUPTED
-            follower.progress.say([])
             return _end(client, here, topology.name)
         except NoDaemonError:
-            fail(
-                "the daemon is gone; its workers still run: `dynorch status`, and the next "
-                "`dynorch up` takes them over",
-                NO_DAEMON,
-            )
+            if not here.leftovers([topology.name]):  # the daemon went with its last topology
+                fail(f"{topology.name} was taken down")
+            fail(here.absence(), NO_DAEMON)
 
 
-def _stay(follower: Follower, name: str, *, detach: bool) -> int:
+def _stay(follower: Follower, name: str, *, detach: bool, banner: bool) -> int:
     settled = follower.until_settled()
     if settled is None:
         fail(f"{name} was taken down while it started")
-    if settled.health != "ready":
-        follower.progress.say(trouble(settled, _last_lines(settled)))
-        if detach:
-            return 1
-        if settled.health == "failed":
-            _quiet_down(follower, name)
-            return 1
-    else:
-        follower.progress.say(up_banner(follower.last, name, foreground=not detach))
+    if settled.health == "ready":
+        if banner:
+            lines = up_banner(follower.last, name, foreground=not detach, command=how_called())
+            follower.progress.say(lines)
+        return 0 if detach else _watch(follower, name)
+    *story, reason = trouble(settled, _last_lines(settled))
+    follower.progress.say(story)
     if detach:
-        return 0
-    return _watch(follower, name)
+        print(f"it stays as it is: `dynorch status` looks again, `dynorch down {name}` ends it")
+    elif settled.health == "failed":
+        _quiet_down(follower, name)
+    follower.progress.say([reason])
+    return 1 if detach or settled.health == "failed" else _watch(follower, name)
 
 
 def _watch(follower: Follower, name: str) -> int:
@@ -81,20 +83,24 @@ def _watch(follower: Follower, name: str) -> int:
     while True:
         event = follower.event()
         if event is not None and event.reason and event.what == "phase-changed":
-            follower.progress.note(event_line(event))
+            follower.progress.note(event_brief(event))
         topology = follower.present(follower.last)
         if topology is None:
             print(f"{name} was taken down")
             return 0
         if topology.health == "failed" and not moving(topology):
-            follower.progress.say(trouble(topology, _last_lines(topology)))
+            *story, reason = trouble(topology, _last_lines(topology))
+            follower.progress.say(story)
             _quiet_down(follower, name)
+            follower.progress.say([reason])
             return 1
 
 
 def _quiet_down(follower: Follower, name: str) -> None:
-    follower.client.call("down", topology=name, now=False)
-    _see_off(follower, name)
+    follower.progress.say([[Span("stopping the rest of it", "dim")]])
+    with contextlib.suppress(NoDaemonError):  # it went with its last topology
+        follower.client.call("down", topology=name, now=False)
+        _see_off(follower, name)
 
 
 def _last_lines(topology: TopologyStatus) -> list[str]:
@@ -125,6 +131,8 @@ def down(
 ) -> int:
     """Take a topology, or all, down; return when nothing of it is left."""
     here = here or dirs()
+    if name is not None and "/" in name:
+        fail(f"`down` ends a whole topology; `dynorch stop {name}` stops a part", INVALID)
     if client is None:
         with Client(here.run) as fresh:
             return down(name, now=now, client=fresh, here=here)
@@ -170,11 +178,12 @@ def order(verb: str, target: str) -> int:
     with Client(here.run) as client:
         try:
             before = Follower(client, target.partition("/")[0])
+            before.progress.take(before.last)
             reply = checked(client.call(verb, target=target))
             replicas = frozenset(reply.data["replicas"])
             topology = before.until_done(replicas, verb)
         except NoDaemonError:
-            fail("no daemon runs", NO_DAEMON)
+            fail(here.absence(), NO_DAEMON)
         if topology is None:
             fail(f"{target} is gone")
         bad = [

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from orchestrator.cli.dirs import Dirs
+from orchestrator.cli.look import last_events
 from orchestrator.daemon.absence import DaemonSilentError, NoDaemonError
 from orchestrator.daemon.client import Client, decode_data
 from orchestrator.views.tail import LogTail
@@ -19,6 +20,8 @@ from orchestrator.wire.snapshot import Snapshot
 
 ANSWER_S = 2.0
 EVENT_S = 0.5
+EVENTS_BEFORE = 50
+"""From the journal, so that `top` begins with what has happened."""
 
 
 class LiveSource:
@@ -42,12 +45,15 @@ class LiveSource:
             return found
 
     async def events(self) -> AsyncIterator[Event]:
-        """Events from now on; the subscription reconnects by itself to the next daemon."""
+        """The last events, and those from now on; the next daemon's too, without a word."""
         with Client(self._here.run) as client:
             subscription = client.subscribe()
+            before = await asyncio.to_thread(last_events, self._here.journal, EVENTS_BEFORE)
+            for earlier in before:
+                yield earlier
             while True:
                 event = await asyncio.to_thread(subscription.next, EVENT_S)
-                if event is not None:
+                if event is not None and event not in before:
                     yield event
 
     async def verb(self, name: str, args: dict[str, Any]) -> Reply:

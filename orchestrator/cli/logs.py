@@ -21,12 +21,15 @@ class Source(NamedTuple):
     path: Path
 
 
+def source_of(path: Path) -> Source:
+    """Whose log this is: the path says so."""
+    return Source(f"{path.parent.name}/{path.stem}", path)
+
+
 def find(state_dir: Path, target: str | None) -> list[Source]:
     """Log files of a target: a topology, `topology/role`, a replica or a worker; all when None."""
     root = state_dir / "logs"
-    sources = [
-        Source(f"{path.parent.name}/{path.stem}", path) for path in sorted(root.glob("*/*.log"))
-    ]
+    sources = [source_of(path) for path in sorted(root.glob("*/*.log"))]
     if target is None:
         return sources
     return [source for source in sources if matches(source.name, target)]

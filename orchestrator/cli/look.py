@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 import msgspec
 
@@ -11,6 +12,7 @@ from orchestrator.cli.dirs import Dirs, dirs
 from orchestrator.cli.main import NO_DAEMON, fail
 from orchestrator.daemon.absence import NoDaemonError
 from orchestrator.daemon.client import Client, decode_data
+from orchestrator.host.journal import Journal
 from orchestrator.views.tail import LogTail
 from orchestrator.wire import events as wire_events
 from orchestrator.wire.snapshot import Snapshot, encode
@@ -57,10 +59,11 @@ def logs(target: str | None, *, follow: bool, lines: int) -> int:
     here = dirs()
     sources = files.find(here.state, target)
     if not sources:
-        names = [source.name for source in files.find(here.state, None)]
-        known = ", ".join(names[:KNOWN_MAX]) or "none yet"
-        more = f" and {len(names) - KNOWN_MAX} more" if len(names) > KNOWN_MAX else ""
-        fail(f"no log of {target or 'anything'} in {here.state}/logs; there are: {known}{more}")
+        sources = _silent(here, target)
+        if not follow:
+            names = ", ".join(source.name for source in sources)
+            print(f"nothing written yet by {names}", file=sys.stderr)
+            return 0
     prefix = len(sources) > 1
     width = max(len(source.name) for source in sources)
     begins = [f"{source.name.ljust(width)} | " if prefix else "" for source in sources]
@@ -74,6 +77,27 @@ def logs(target: str | None, *, follow: bool, lines: int) -> int:
             _put(begin, files.every(tail))
         sys.stdout.flush()
         files.pause()
+
+
+def _silent(here: Dirs, target: str | None) -> list[files.Source]:
+    """Logs of workers that have written nothing yet; who isn't known at all is the end."""
+    awaited = [
+        files.source_of(Path(worker.log))
+        for topology in snapshot(here).topologies
+        for role in topology.supervised
+        for replica in role.replicas
+        for worker in replica.workers
+        if worker.log
+    ]
+    found = [each for each in awaited if target is None or files.matches(each.name, target)]
+    if not found:
+        names = [source.name for source in [*files.find(here.state, None), *awaited]]
+        if not names:
+            fail(f"no logs yet in {here.state}/logs")
+        more = f" and {len(names) - KNOWN_MAX} more" if len(names) > KNOWN_MAX else ""
+        known = ", ".join(names[:KNOWN_MAX])
+        fail(f"no log of {target} in {here.state}/logs; there are: {known}{more}")
+    return found
 
 
 def _put(begin: str, lines: Iterable[str]) -> None:
@@ -91,15 +115,23 @@ def events(*, follow: bool, lines: int, as_json: bool) -> int:
             print(plain if as_json else event_text(event, date=True))
         sys.stdout.flush()
 
-    journal = dirs().journal
+    here = dirs()
+    journal = here.journal
     position = journal.end()
-    shown = _events(journal.last(lines))
+    shown = last_events(journal, lines)
     put(shown)
+    if not shown and lines and sys.stderr.isatty():
+        print(f"no events yet in {here.state}", file=sys.stderr)
     while follow:
         # The journal has all of them, whichever daemon wrote it; the stream may drop some.
         put([event for event in _events(journal.follow(position)) if event not in shown])
         files.pause()
     return 0
+
+
+def last_events(journal: Journal, count: int) -> list[wire_events.Event]:
+    """The journal's last events."""
+    return _events(journal.last(count))
 
 
 def _events(lines: Iterable[bytes]) -> list[wire_events.Event]:

@@ -31,15 +31,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit status: 0 done; 1 it failed (the reason is the last line); 2 usage or an invalid "
+    "topology; 3 no daemon; 130 interrupted.",
 )
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The topology, a TOML file.")]
 Engine = Annotated[
-    str, typer.Option(help="auto | vllm | sim: overrides what the topology says.", metavar="NAME")
+    str,
+    typer.Option(
+        help="vllm or sim: overrides what the topology says. auto leaves it alone.", metavar="NAME"
+    ),
+]
+Lines = Annotated[
+    int, typer.Option("-n", "--lines", metavar="N", min=0, help="So many from the end.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Target = Annotated[
-    str, typer.Argument(help="A topology, or `topology/role`, or a replica (`topology/role-0`).")
+    str,
+    typer.Argument(
+        metavar="TARGET", help="A topology, `topology/role`, or a replica (`topology/role-0`)."
+    ),
 ]
 
 
@@ -62,11 +73,21 @@ def options(
     ] = False,
     run_dir: Annotated[
         Path | None,
-        typer.Option(help="Where the daemon lives.", envvar="DYNORCH_RUN_DIR", show_default=False),
+        typer.Option(
+            metavar="DIR",
+            help="Where the daemon lives; else $XDG_RUNTIME_DIR/dynorch, else /tmp/dynorch-UID.",
+            envvar="DYNORCH_RUN_DIR",
+            show_default=False,
+        ),
     ] = None,
     state_dir: Annotated[
         Path | None,
-        typer.Option(help="Logs and journal.", envvar="DYNORCH_STATE_DIR", show_default=False),
+        typer.Option(
+            metavar="DIR",
+            help="Logs and journal; else $XDG_STATE_HOME/dynorch, else ~/.local/state/dynorch.",
+            envvar="DYNORCH_STATE_DIR",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Options of every verb; they reach the daemon and its children as environment."""
@@ -84,7 +105,12 @@ def up(
     ] = False,
     engine: Engine = "auto",
 ) -> None:
-    """Serve a topology: validate, place, start; ready means answering. Ctrl-C stops it."""
+    """Serve a topology until Ctrl-C; with -d until `down`. Ready means that it answers.
+
+    The file is validated and the workers are placed before anything starts. A daemon is started if
+    none runs. Where a topology of this name is up already, `up` attaches to it; a changed file is
+    refused, because applying a difference is not built yet.
+    """
     from orchestrator.cli import lifecycle
 
     raise typer.Exit(lifecycle.up(file, engine, detach=detach))
@@ -92,7 +118,9 @@ def up(
 
 @app.command()
 def down(
-    name: Annotated[str | None, typer.Argument(help="The topology; all of them if absent.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="The topology; all of them if absent.")
+    ] = None,
     now: Annotated[bool, typer.Option("--now", help="Kill instead of draining.")] = False,
 ) -> None:
     """Drain, stop, and verify that nothing is left."""
@@ -120,12 +148,16 @@ def top() -> None:
 @app.command()
 def logs(
     target: Annotated[
-        str | None, typer.Argument(help="Topology, role, replica or worker; all if absent.")
+        str | None,
+        typer.Argument(
+            metavar="TARGET",
+            help="A topology, `topology/role`, replica, or worker (`agg/worker-0.0`); else all.",
+        ),
     ] = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as lines come.")] = False,
-    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="Lines from the end.")] = 50,
+    lines: Lines = 50,
 ) -> None:
-    """Show workers' logs, prefixed with the worker when there are several."""
+    """Show workers' logs, several at once with a prefix. Needs no daemon."""
     from orchestrator.cli import look
 
     raise typer.Exit(look.logs(target, follow=follow, lines=lines))
@@ -134,10 +166,10 @@ def logs(
 @app.command()
 def events(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as they come.")] = False,
-    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="How many.")] = 50,
+    lines: Lines = 50,
     json: AsJson = False,
 ) -> None:
-    """Show what happened and why: the journal."""
+    """Show what happened and why: the journal. Needs no daemon."""
     from orchestrator.cli import look
 
     raise typer.Exit(look.events(follow=follow, lines=lines, as_json=json))
@@ -180,7 +212,11 @@ def plan(
     file: File,
     engine: Engine = "auto",
     gpus: Annotated[
-        str | None, typer.Option(help="Plan for these instead of this machine's: 8xH100.")
+        str | None,
+        typer.Option(
+            metavar="GPUS",
+            help="Plan for these instead of this machine's: 8xH100, or 2xNAME:80GiB.",
+        ),
     ] = None,
     json: AsJson = False,
 ) -> None:
@@ -193,7 +229,8 @@ def plan(
 @app.command()
 def schema(
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write to this file.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Write to this file."),
     ] = None,
 ) -> None:
     """Print the topology's JSON Schema, for editors."""
@@ -204,7 +241,11 @@ def schema(
 
 @app.command()
 def smoke(file: File, engine: Engine = "auto") -> None:
-    """For CI: up, real requests, down, and prove that nothing is left."""
+    """For CI: up, real requests, down, and prove that nothing is left.
+
+    Uses directories of its own, so it doesn't see a daemon that runs; the topology's port must be
+    free. The last line says what failed, and where the logs are kept.
+    """
     from orchestrator.cli import smoke as smoke_
 
     raise typer.Exit(smoke_.smoke(file, engine))
@@ -215,14 +256,18 @@ def daemon(
     on_demand: Annotated[bool, typer.Option(hidden=True)] = False,
     ready_fd: Annotated[int, typer.Option(hidden=True)] = -1,
 ) -> None:
-    """Run the daemon in the foreground. `up` starts one by itself when there is none."""
+    """Run the daemon in the foreground, for systemd. `up` starts one by itself if there is none.
+
+    It adopts what an earlier daemon left running. SIGTERM takes all topologies down, then ends it;
+    SIGKILL ends it alone, and the workers go on.
+    """
     from orchestrator.daemon.main import run
 
     raise typer.Exit(run(on_demand=on_demand, ready_fd=ready_fd))
 
 
 def _not_built(name: str, what: str) -> None:
-    @app.command(name, help=f"{what} (not built yet)",
+    @app.command(name, help=f"(not built yet) {what}",
                  context_settings={"ignore_unknown_options": True})  # fmt: skip
     def verb(_args: Annotated[list[str] | None, typer.Argument(hidden=True)] = None) -> None:
         fail(f"`dynorch {name}` is not built yet", INVALID)
@@ -241,8 +286,12 @@ for _name, _what in {
 
 def main() -> None:
     """Run a verb. What nobody foresaw becomes one line too; DYNORCH_DEBUG=1 shows where."""
+    if sys.stdout is None:  # closed by the caller, as in `dynorch status >&-`
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     try:
-        app()
+        app(prog_name="dynorch")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
@@ -252,8 +301,14 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(1)
     except NoDaemonError:
-        print("no daemon runs", file=sys.stderr)
+        from orchestrator.cli.dirs import dirs
+
+        print(dirs().absence(), file=sys.stderr)
         sys.exit(NO_DAEMON)
+    except OSError as error:  # the machine's refusal, not a bug: no such directory, a full disk
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
     except Exception as error:  # noqa: BLE001  the entry: one clear line beats a traceback
         if os.environ.get("DYNORCH_DEBUG"):
             traceback.print_exc()

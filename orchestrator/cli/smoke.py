@@ -21,13 +21,18 @@ import typer
 
 from orchestrator.cli import lifecycle
 from orchestrator.cli.dirs import dirs
+from orchestrator.cli.files import engine_choice, read
+from orchestrator.cli.follow import sigterm_interrupts
 from orchestrator.cli.look import snapshot
+from orchestrator.cli.main import INTERRUPTED
+from orchestrator.daemon.client import daemon_pid
 from orchestrator.host import procfs
 from orchestrator.host.ports import trouble_with
 from orchestrator.wire.snapshot import Snapshot, TopologyStatus
 
 REQUEST_S = 120.0
 GONE_S = 5.0
+STOPPED = "interrupted"
 SHM = Path("/dev/shm")  # noqa: S108  only looked at
 
 
@@ -37,22 +42,27 @@ class SmokeError(Exception):
 
 def smoke(file: Path, engine: str) -> int:
     """Up, requests, down, nothing left. The exit status tells."""
+    read(file, buildable=True)
+    engine_choice(engine)
+    begun = time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="dynorch-smoke-"))
     os.environ["DYNORCH_RUN_DIR"], os.environ["DYNORCH_STATE_DIR"] = f"{root}/run", f"{root}/state"
     shm = _shm_names()
-    passed = False
-    try:
-        passed = _steps(file, engine, shm)
-    finally:
-        if passed:
-            shutil.rmtree(root, ignore_errors=True)
-        else:
-            print(f"smoke: FAILED; logs and journal are kept in {root}/state")
-    return 0 if passed else 1
+    with sigterm_interrupts():
+        wrong = _steps(file, engine, shm)
+    if wrong:
+        print(f"smoke: logs and journal are kept in {root}/state")
+        print(f"smoke: FAILED: {wrong}")
+        return INTERRUPTED if STOPPED in wrong else 1
+    shutil.rmtree(root, ignore_errors=True)
+    print(f"smoke: passed in {time.monotonic() - begun:.1f} s")
+    return 0
 
 
-def _steps(file: Path, engine: str, shm: set[str]) -> bool:
+def _steps(file: Path, engine: str, shm: set[str]) -> str:
+    """Go all the way; what went wrong, in one line, empty if nothing did."""
     found: list[Snapshot] = []
+    wrong: list[str] = []
     try:
         _step("up", lambda: _up(file, engine))
         found.append(snapshot(dirs()))
@@ -60,18 +70,17 @@ def _steps(file: Path, engine: str, shm: set[str]) -> bool:
             for model in topology.models:
                 _step(f"{model}: answers", partial(_answers, topology, model))
                 _step(f"{model}: streams", partial(_streams, topology, model))
-        ok = True
-    except (SmokeError, OSError) as error:
-        print(f"smoke: {error}")
-        ok = False
+    except (SmokeError, OSError, KeyboardInterrupt) as error:
+        wrong.append(str(error) or STOPPED)
+    here = dirs()
     try:
-        _step("down", _down)
+        if found or daemon_pid(here.run) is not None or here.living():
+            _step("down", _down)
         if found:
             _step("nothing left", lambda: _nothing_left(found[0], shm))
-    except (SmokeError, OSError) as error:
-        print(f"smoke: {error}")
-        ok = False
-    return ok
+    except (SmokeError, OSError, KeyboardInterrupt) as error:
+        wrong.append(str(error) or STOPPED)
+    return "; then ".join(wrong)
 
 
 def _step(name: str, act: Callable[[], str]) -> None:
@@ -82,11 +91,13 @@ def _step(name: str, act: Callable[[], str]) -> None:
 
 def _up(file: Path, engine: str) -> str:
     try:
-        code = lifecycle.up(file, engine, detach=True)
+        code = lifecycle.up(file, engine, detach=True, banner=False)
     except typer.Exit as refused:
         code = refused.exit_code
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
     if code:
-        raise SmokeError(f"up ended with {code}")
+        raise SmokeError(f"up ended with {code}, see above")
     return ""
 
 
@@ -96,7 +107,7 @@ def _down() -> str:
     except typer.Exit as refused:
         code = refused.exit_code
     if code:
-        raise SmokeError(f"down ended with {code}")
+        raise SmokeError(f"down ended with {code}, see above")
     return ""
 
 

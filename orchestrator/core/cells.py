@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from orchestrator.core import moves
 from orchestrator.core.actions import ArmDeadline, Drain, Kill, Stop
-from orchestrator.core.diagnosis import exec_failure, exit_code, seconds, when
+from orchestrator.core.diagnosis import ended, exec_failure, exit_code, seconds
 from orchestrator.core.events import (
     BecameReady,
     DependenciesLost,
@@ -187,7 +187,7 @@ def fail_with(
 
 def fail_by_loss(state: State, event: ShimLost, now: float, policy: Policy) -> Step:
     """The shim died under the worker: what is left of the tree has no owner."""
-    reason = Reason(Cause.LOST, f"its shim died {when(ready_s(state, now))}")
+    reason = Reason(Cause.LOST, ended("its shim died", ready_s(state, now)))
     return moves.fail(state, fault(state, event.member, reason, now), now, policy)
 
 

@@ -111,7 +111,7 @@ def diagnose(end: End) -> Reason:
     facts = end.facts
     if facts.exec_error:
         return exec_failure(facts.exec_error, facts.command, end.name)
-    ending = f"{describe_status(facts.status)} {when(end.ready_s)}"
+    ending = ended(describe_status(facts.status), end.ready_s)
     if end.bye_text or end.bye_code:
         said = spoken(end, ending)
         if said is not None:
@@ -175,6 +175,9 @@ def advice_for(cause: Cause, end: End) -> str:
     """Say what to do where the evidence itself doesn't."""
     if cause is Cause.CONFIG:
         return f"fix what it complains about, then `dynorch start {end.name}`"
+    if exit_code(end.facts.status) == 0 and end.ready_s is not None:
+        meant = 'if it is meant to end, give it restart = { policy = "on-failure" }'
+        return f"see `dynorch logs {end.name}`; {meant}"
     return f"see `dynorch logs {end.name}`"
 
 
@@ -199,9 +202,11 @@ def exit_code(status: int | None) -> int | None:
     return status >> 8 & 0xFF
 
 
-def when(ready_s: float | None) -> str:
-    """Say where in its life it ended."""
-    return "before it was ready" if ready_s is None else f"{seconds(ready_s)} after it became ready"
+def ended(how: str, ready_s: float | None) -> str:
+    """Say how it ended, and where in its life."""
+    if ready_s is None:
+        return f"{how} before it was ready"
+    return f"{how}, {seconds(ready_s)} after it became ready"
 
 
 def seconds(duration_s: float) -> str:

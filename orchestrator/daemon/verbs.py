@@ -172,14 +172,20 @@ class Verbs:
         if present.going_down:
             raise RefusedError(FAILED, f"{present.name} is going down; wait for `dynorch down`")
         before = present.kept
-        same = (before.text, before.variables, before.engine) == (
-            kept.text, kept.variables, kept.engine,
-        )  # fmt: skip
-        if not same:
+        changed = [
+            what
+            for what, was, now in (
+                ("the file's text", before.text, kept.text),
+                ("a variable's value", before.variables, kept.variables),
+                (f"--engine, which was {before.engine}", before.engine, kept.engine),
+            )
+            if was != now
+        ]
+        if changed:
             raise RefusedError(
                 FAILED,
-                f"{present.name} is up with other settings (from {before.file}); applying a "
-                f"difference is not built yet: `dynorch down {present.name}` first",
+                f"{present.name} is up from {before.file}, and this differs: {', '.join(changed)}; "
+                f"applying a difference is not built yet: `dynorch down {present.name}` first",
             )
 
     async def _down(self, args: dict[str, Any]) -> Reply:

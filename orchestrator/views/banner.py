@@ -29,8 +29,13 @@ def curl_line(topology: TopologyStatus) -> str:
     )  # fmt: skip
 
 
-def up_banner(snapshot: Snapshot, name: str, *, foreground: bool) -> list[Line]:
-    """Say that topology `name` is up. `foreground`: Ctrl-C stops it, else `down` does."""
+def up_banner(
+    snapshot: Snapshot, name: str, *, foreground: bool, command: str = "dynorch"
+) -> list[Line]:
+    """Say that topology `name` is up. `foreground`: Ctrl-C stops it, else `down` does.
+
+    `command`: what has to be typed for `dynorch`, so that each line can be copied.
+    """
     topology = find(snapshot, name)
     tone = words.look(topology.health)[1]
     lines: list[Line] = [[], [Span(name, "bold"), Span(" is "), Span(topology.health, tone)]]
@@ -40,13 +45,13 @@ def up_banner(snapshot: Snapshot, name: str, *, foreground: bool) -> list[Line]:
         lines += [
             [Span("  SIMULATED ENGINE: no model runs, every answer is made up", "warn")],
         ]
-    stop = f"Ctrl-C, or `dynorch down {name}`" if foreground else f"dynorch down {name}"
+    stop = f"Ctrl-C, or `{command} down {name}`" if foreground else f"{command} down {name}"
     for label, text in (
         ("endpoint", words.endpoint(topology)),
         ("engine", "" if topology.engine == "sim" else topology.engine),
         ("try it", curl_line(topology)),
-        ("watch", "dynorch top"),
-        ("logs", f"dynorch logs -f {name}  ({snapshot.daemon.state_dir}/logs/{name}/)"),
+        ("watch", f"{command} top"),
+        ("logs", f"{command} logs -f {name}  ({snapshot.daemon.state_dir}/logs/{name}/)"),
         ("stop", stop),
     ):
         if text:

@@ -39,11 +39,9 @@ def event_line(event: Event, *, zone: tzinfo | None = None, date: bool = False) 
 def event_brief(event: Event, *, zone: tzinfo | None = None) -> Line:
     """Build the line for a narrow pane: no fraction of a second, no columns, no details."""
     at = datetime.fromtimestamp(event.wall, tz=UTC).astimezone(zone)
-    line = [
-        Span(f"{at:%H:%M:%S} ", "dim"),
-        Span(words.one_line(event.subject)),
-        Span(f" {words.one_line(event.what)}", _tone(event)),
-    ]
+    line = [Span(f"{at:%H:%M:%S} ", "dim"), Span(words.one_line(event.subject))]
+    if event.what != "phase-changed":  # the phase that follows says so
+        line.append(Span(f" {words.one_line(event.what)}", _tone(event)))
     return line + _tail(msgspec.structs.replace(event, detail={}))
 
 

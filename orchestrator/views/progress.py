@@ -40,6 +40,10 @@ class Progress:
         self._said: dict[str, str] = {}
         self._second = -1
 
+    def take(self, snapshot: Snapshot) -> None:
+        """Take this as known: where lines are printed, only what changes from here on gets one."""
+        self._said = {told.id: told.gist for told in _statements(snapshot, self._name)}
+
     def show(self, snapshot: Snapshot) -> None:
         """Show where things stand; writes nothing if nothing that is visible has changed."""
         if self._redraw is None:

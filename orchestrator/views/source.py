@@ -35,7 +35,7 @@ class Source(Protocol):
         """Say what is. Without a daemon: `daemon.pid` is None. TimeoutError if it is silent."""
 
     def events(self) -> AsyncIterator[Event]:
-        """Say what happens, from now on. Outlives daemons: it waits for the next one."""
+        """Say what happened last, and what happens. Outlives daemons: it waits for the next one."""
 
     async def verb(self, name: str, args: dict[str, Any]) -> Reply:
         """Do something. A refusal, or the lack of a daemon, is a reply whose `code` isn't 0."""

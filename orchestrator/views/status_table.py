@@ -59,7 +59,10 @@ def _daemon(snapshot: Snapshot) -> Iterator[tuple[str, Tone]]:
     left = bool(snapshot.running())
     yield f"{gone(snapshot)} (run directory {daemon.run_dir})", "bad" if left else ""
     if left:
-        yield "to do: `dynorch up FILE` takes them over as they are, with the same pids", "bold"
+        yield (
+            "to do: `dynorch up FILE` takes them over with the same pids; `down` stops them",
+            "bold",
+        )
 
 
 def _topology(topology: TopologyStatus, pen: Pen) -> Iterator[Line]:

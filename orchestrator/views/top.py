@@ -18,7 +18,7 @@ from textual.widgets import Footer, Input, Static
 
 from orchestrator.views import words
 from orchestrator.views.rates import Rates
-from orchestrator.views.rows import Row, rows
+from orchestrator.views.rows import rows
 from orchestrator.views.source import Pace, Source
 from orchestrator.views.status_table import gone
 from orchestrator.views.top_panes import NOTHING, Detail, EventPane, LogPane
@@ -93,7 +93,6 @@ class TopApp(App[None]):
         self._pace = pace or Pace()
         self._rates = Rates()
         self._seen: Snapshot | None = None
-        self._chosen: Row | None = None
         self._daemon_pid: int | None = None
         self._wanted = ""
         # Held here, not looked up: a query searches the screen on top, which may be a dialogue.
@@ -160,8 +159,9 @@ class TopApp(App[None]):
         self._draw()
 
     def tell(self, event: Event) -> None:
-        """Show an event."""
-        self.event_pane.tell(event)
+        """Show an event, unless it is news for programs only: each routing table is answered."""
+        if event.what != "answering":
+            self.event_pane.tell(event)
 
     def _warn(self, text: str) -> None:
         self.banner.set_class(bool(text), "-shown")
@@ -179,7 +179,6 @@ class TopApp(App[None]):
 
     def on_deployment_tree_chosen(self, message: DeploymentTree.Chosen) -> None:
         """Show the row under the cursor in the panes."""
-        self._chosen = message.row
         self.detail.show(message.row)
         self.log_pane.follow(message.row.log if message.row else "")
 
@@ -189,14 +188,16 @@ class TopApp(App[None]):
 
     def action_restart(self) -> None:
         """Ask, then restart what is chosen."""
-        if self._chosen is not None:
-            target = self._chosen.id
+        chosen = self.deployment.row  # not the last message: fast fingers are ahead of it
+        if chosen is not None:
+            target = chosen.id
             self._ask(f"Restart {target}?", "restart", {"target": target})
 
     def action_down(self) -> None:
         """Ask, then take the chosen topology down."""
-        if self._chosen is not None:
-            name = self._chosen.id.partition("/")[0]
+        chosen = self.deployment.row
+        if chosen is not None:
+            name = chosen.id.partition("/")[0]
             self._ask(f"Take {name} down? All its workers are stopped.", "down", {"topology": name})
 
     def _ask(self, question: str, verb: str, args: dict[str, Any]) -> None:

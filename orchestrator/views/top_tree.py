@@ -151,9 +151,14 @@ class DeploymentTree(Tree[Row]):
         rate = self._rates.of(row.workers)
         return Span(f"{rate:,.0f}" if rate else "")
 
-    def _choose(self) -> None:
+    @property
+    def row(self) -> Row | None:
+        """The row under the cursor now."""
         node = self.cursor_node
-        row = node.data if node else None
+        return node.data if node else None
+
+    def _choose(self) -> None:
+        row = self.row
         if row != self._chosen:
             self._chosen = row
             self.post_message(self.Chosen(row))

@@ -100,6 +100,8 @@ def situation(replica: ReplicaStatus) -> str:
     if not said and is_unready(replica):
         said = "it doesn't answer at present"
     ahead = deadline(replica.deadline)
+    if replica.phase == "starting" and replica.cause == "waiting-dependency":
+        said = "what it depends on is there"  # the reason is still that of its wait
     if said and ahead:
         return f"{said} ({ahead})"
     return said or ahead

@@ -26,7 +26,7 @@ def reason_of(ready_s=None, *, bye=("", ""), **facts):
             2.1,
             {"status": 3 << 8, "tail": "a\nboom\n"},
             Cause.CRASH,
-            "exited with code 3 2.1 s after it became ready; last line: boom",
+            "exited with code 3, 2.1 s after it became ready; last line: boom",
         ),
         (
             None,
@@ -38,7 +38,7 @@ def reason_of(ready_s=None, *, bye=("", ""), **facts):
             90.0,
             {"status": 9},
             Cause.CRASH,
-            "main process killed by SIGKILL (not by us) 90.0 s after it became ready",
+            "main process killed by SIGKILL (not by us), 90.0 s after it became ready",
         ),
         (
             None,
@@ -46,15 +46,15 @@ def reason_of(ready_s=None, *, bye=("", ""), **facts):
             Cause.START_CRASH,
             "main process killed by SIGSEGV (not by us) before it was ready",
         ),
-        (7200.0, {"status": 0}, Cause.CRASH, "exited with code 0 2.0 h after it became ready"),
+        (7200.0, {"status": 0}, Cause.CRASH, "exited with code 0, 2.0 h after it became ready"),
         (
             5.0,
             {"status": None},
             Cause.LOST,
-            "lost with its exit status (its shim died) 5.0 s after it became ready",
+            "lost with its exit status (its shim died), 5.0 s after it became ready",
         ),
         (None, {"status": 64 << 8}, Cause.CONFIG, "exited with code 64 before it was ready"),
-        (3.0, {"status": 64 << 8}, Cause.CRASH, "exited with code 64 3.0 s after it became ready"),
+        (3.0, {"status": 64 << 8}, Cause.CRASH, "exited with code 64, 3.0 s after it became ready"),
         (
             None,
             {"status": 127 << 8, "exec_error": "ENOENT", "command": "/bin/nope"},

@@ -323,7 +323,7 @@ def test_ready_is_at_rest_so_an_idle_daemon_has_no_timer():
 
 def test_the_reason_is_sharpened_when_the_log_is_there():
     driver = Driver().start().ready().member(e.MainExited, 0, 3 << 8, after_s=2.1)
-    assert driver.state.reason.sentence == "exited with code 3 2.1 s after it became ready"
+    assert driver.state.reason.sentence == "exited with code 3, 2.1 s after it became ready"
     driver.empty(status=3 << 8, tail="one\nboom\n\n")
     assert "last line: boom" in driver.state.last_failure.sentence
     assert driver.state.reason.sentence.startswith("restarts after ")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 
 from orchestrator import __version__
 from orchestrator.wire.config import WorkerConfig
@@ -11,6 +12,8 @@ from workers.sim.app import App
 from workers.sim.faults import Faults
 from workers.sim.options import decode_options
 from workers.sim.stepper import Stepper
+
+log = logging.getLogger("dynorch.sim")
 
 LOADING_STEPS = 4
 """Progress reports of a simulated load."""
@@ -42,6 +45,10 @@ class SimEngine:
             await asyncio.sleep(options.startup / LOADING_STEPS)
         if stepper.death:
             raise EngineStartError(stepper.death)
+        log.info(
+            "dynorch: %s: simulated engine for %s: %g prompt tokens a second, a step every %g s",
+            self._config.life, ", ".join(self._names), options.prefill_rate, options.step,
+        )  # fmt: skip
         return App(self._names, options, stepper, faults)
 
     def models(self) -> list[str]:
