@@ -218,4 +218,5 @@ class Stage:
         return [one[1:3] for one in self.log if one[0] == "event"]
 
     def close(self) -> None:
+        self.loop.run_until_complete(self.loop.shutdown_default_executor())
         self.loop.close()

@@ -1,0 +1,175 @@
+"""Orders to shims and zygotes: each answered by one event, whatever goes wrong."""
+
+import asyncio
+
+import pytest
+
+from orchestrator.core import actions as a
+from orchestrator.core import events as e
+from orchestrator.daemon import launcher as module
+from orchestrator.daemon.launcher import Launcher
+from orchestrator.host.zygote_link import ZygoteError
+from orchestrator.wire import config, messages
+from tests.unit.daemon_stage import AGG, CHAIN
+
+
+class Zygote:
+    """Births are confirmed by the test."""
+
+    def __init__(self) -> None:
+        self.asked = []
+
+    def spawn(self, request):
+        self.asked.append((request, asyncio.get_running_loop().create_future()))
+        return self.asked[-1][1]
+
+
+class Yard:
+    """A launcher whose zygotes, shims and workers are made up."""
+
+    def __init__(self, stage) -> None:
+        self.stage = stage
+        self.zygote = Zygote()
+        self.profiles: list[str] = []
+        self.posted: list = []
+        self.told: list = []
+        self.forgotten: list[str] = []
+        self.no_zygote: ZygoteError | None = None
+        self.launcher = Launcher(stage.run_dir, self.zygotes, None, self, self.post)
+
+    def zygotes(self, profile):
+        self.profiles.append(profile)
+        if self.no_zygote:
+            raise self.no_zygote
+        return self.zygote
+
+    def order(self, life, message) -> None:
+        self.told.append((str(life), message))
+
+    def forget(self, life) -> None:
+        self.forgotten.append(str(life))
+
+    def post(self, replica, event) -> None:
+        self.posted.append((str(replica), event))
+
+    def perform(self, name, action):
+        self.stage.call(self.launcher.perform, self.stage.unit(name), action)
+
+    @property
+    def request(self):
+        return self.zygote.asked[-1][0]
+
+
+@pytest.fixture
+def yard(stage):
+    stage.up(AGG)
+    stage.up(CHAIN)
+    return Yard(stage)
+
+
+def test_an_engine_is_spawned_from_its_entry_with_its_config_as_blob(yard):
+    yard.perform("agg/worker-0", a.Spawn(0, 1))
+    request = yard.request
+    assert request.life == "agg/worker-0.0#1"
+    assert request.entry == "workers.sim.main:main"
+    assert not request.argv
+    worker = config.decode(request.blob)
+    assert (worker.life, worker.kind, worker.model) == (request.life, "aggregated", "m")
+    assert worker.plane == f"ipc://{request.directory}/p"
+    assert request.env["TMPDIR"] == f"{request.directory}/t"
+    assert yard.profiles == ["bare"]
+
+
+def test_a_command_is_spawned_as_it_stands_beside_its_topology_file(yard):
+    yard.perform("chain/a-0", a.Spawn(0, 1))
+    assert yard.request.argv == ["a"]
+    assert not yard.request.entry
+    assert yard.request.cwd == "/"
+
+
+def test_the_same_birth_is_ordered_once(yard):
+    yard.perform("chain/a-0", a.Spawn(0, 1))
+    yard.perform("chain/a-0", a.Spawn(0, 1))
+    assert len(yard.zygote.asked) == 1
+
+
+def failed(yard, said):
+    (((replica, event)),) = yard.posted
+    assert replica == "chain/a-0"
+    assert isinstance(event, e.SpawnFailed)
+    assert (event.member, event.incarnation, event.code) == (0, 1, "")
+    assert said in event.text
+    assert yard.launcher.lives == {}
+
+
+def test_a_birth_that_the_zygote_refuses_has_failed_and_leaves_nothing(yard):
+    yard.perform("chain/a-0", a.Spawn(0, 1))
+    yard.zygote.asked[0][1].set_exception(ZygoteError("the zygote died"))
+    yard.stage.turn()
+    failed(yard, "the zygote died")
+    assert list(yard.stage.run_dir.lives.iterdir()) == []
+    assert yard.forgotten == ["chain/a-0.0#1"]
+
+
+def test_a_zygote_that_cannot_be_started_is_a_failed_birth(yard):
+    yard.no_zygote = ZygoteError("cannot run python: No such file")
+    yard.perform("chain/a-0", a.Spawn(0, 1))
+    failed(yard, "cannot run python")
+    assert list(yard.stage.run_dir.lives.iterdir()) == []
+
+
+def test_rubble_in_the_way_is_a_failed_birth(yard):
+    life = yard.stage.unit("chain/a-0").id.life(0, 1)
+    yard.stage.run_dir.make_life(life)
+    yard.perform("chain/a-0", a.Spawn(0, 1))
+    failed(yard, "File exists")
+
+
+def test_a_log_directory_that_cannot_be_made_is_a_failed_birth(yard):
+    (yard.stage.state_dir.logs / "chain").write_text("in the way")
+    yard.perform("chain/a-0", a.Spawn(0, 1))
+    failed(yard, "exists")
+
+
+def test_killing_what_was_never_born_finds_an_empty_tree(yard):
+    yard.perform("chain/a-0", a.Kill(0, 1))
+    ((_, event),) = yard.posted
+    assert event == e.TreeEmptied(0, 1, e.ExitFacts(asked=True))
+
+
+def test_stopping_what_is_gone_needs_no_answer(yard):
+    yard.perform("chain/a-0", a.Stop(0, 1, 5.0, 1.0))
+    assert yard.posted == []
+
+
+def test_an_order_before_the_shim_answers_is_given_to_it(yard, monkeypatch):
+    given = []
+
+    class Link:
+        record = None
+
+        @classmethod
+        def connect(cls, directory, on_event):
+            return cls()
+
+        def stop(self, grace_s, linger_s):
+            given.append(("stop", grace_s, linger_s))
+
+        def kill(self):
+            given.append(("kill",))
+
+    monkeypatch.setattr(module, "ShimLink", Link)
+    yard.perform("chain/a-0", a.Spawn(0, 1))
+    yard.perform("chain/a-0", a.Stop(0, 1, 5.0, 1.0))
+    yard.perform("chain/a-0", a.Stop(0, 1, 3.0, 1.0))
+    yard.perform("chain/a-0", a.Kill(0, 1))
+    assert given == []
+    yard.zygote.asked[0][1].set_result(77)
+    yard.stage.turn()
+    assert [event for _, event in yard.posted] == [e.Spawned(0, 1, 77)]
+    assert given == [("stop", 3.0, 1.0), ("kill",)]
+
+
+def test_a_drain_goes_over_the_control_socket(yard):
+    yard.perform("agg/worker-0", a.Drain(0, 1, 30.0))
+    assert yard.told == [("agg/worker-0.0#1", messages.Drain(30.0))]
