@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -256,13 +257,17 @@ def test_a_process_that_has_gone_already_is_told_at_once(stage, foreground):
     assert ended == ["ended"]
 
 
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def test_nothing_stays_open(stage, foreground):
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     stage.call(foreground.watch, os.getpid(), lambda: None)
     stage.call(foreground.watch, os.getpid(), lambda: None)
-    assert len(os.listdir("/proc/self/fd")) == before + 2
+    assert open_files() == before + 2
     stage.call(foreground.close)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 def test_an_event_of_the_old_daemon_is_no_request(stage):
