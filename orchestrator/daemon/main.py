@@ -70,33 +70,36 @@ def run(*, on_demand: bool, ready_fd: int) -> int:
     """
     if ready_fd >= 0:
         os.set_inheritable(ready_fd, False)  # a zygote that holds it would keep our starter waiting
-    run_dir = RunDir(default_run_dir(os.environ))
-    state_dir = StateDir(default_state_dir(os.environ))
-    lock = DaemonLock(run_dir.lock)
     try:
+        run_dir = RunDir(default_run_dir(os.environ))
+        state_dir = StateDir(default_state_dir(os.environ))
         run_dir.create()
         state_dir.create()
+        lock = DaemonLock(run_dir.lock)
         lock.acquire()
-    except (DirectoryError, HeldError) as refused:
-        _say(ready_fd, str(refused))
-        sys.stderr.write(f"{refused}\n")
-        return 1
+    except (DirectoryError, HeldError, OSError) as refused:
+        return _refuse(ready_fd, refused)
     try:
         return asyncio.run(Daemon(run_dir, state_dir, on_demand=on_demand).serve(ready_fd))
-    except ZygoteError as unfit:
-        _say(ready_fd, str(unfit))
-        sys.stderr.write(f"{unfit}\n")
-        return 1
+    except (ZygoteError, zmq.ZMQError, OSError) as unfit:
+        return _refuse(ready_fd, unfit)
     finally:
         lock.release()
+
+
+def _refuse(ready_fd: int, why: Exception) -> int:
+    """One line for whoever waits, and for the log."""
+    _say(ready_fd, str(why))
+    sys.stderr.write(f"{why}\n")
+    return 1
 
 
 def _say(ready_fd: int, text: str) -> None:
     """Tell whoever waits for us, if anybody does."""
     if ready_fd >= 0:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # nobody waits any more, or we have said it before
             os.write(ready_fd, text.encode())
-        os.close(ready_fd)
+            os.close(ready_fd)
 
 
 class Daemon:
@@ -111,6 +114,7 @@ class Daemon:
         self._over = asyncio.Event()
         self._serving = False
         self._arriving = 0
+        self._unasked: asyncio.TimerHandle | None = None
         self._end_asked = 0
         self._bug: BaseException | None = None
         self._foreground = Foreground()
@@ -159,6 +163,9 @@ class Daemon:
         self._publisher.event(life, "not-understood", reason=f"another version's worker? {error}")
 
     async def _answer(self, verb: Verb) -> Reply:
+        if self._unasked is not None:
+            self._unasked.cancel()  # an idle daemon has no timer at all
+            self._unasked = None
         arrives = verb.name == "up"  # it takes a while, and the daemon may not end meanwhile
         self._arriving += arrives
         try:
@@ -206,7 +213,7 @@ class Daemon:
         self._serving = True
         if self._end_asked:
             self._end_all()
-        loop.call_later(FIRST_S, self._end_if_idle)
+        self._unasked = loop.call_later(FIRST_S, self._end_if_idle)
         _say(ready_fd, "ready")
         await self._over.wait()
         return await self._end()
