@@ -75,6 +75,7 @@ def options(
         Path | None,
         typer.Option(
             metavar="DIR",
+            readable=False,  # what is wrong with it is said where it is used
             help="Where the daemon lives; else $XDG_RUNTIME_DIR/dynorch, else /tmp/dynorch-UID.",
             envvar="DYNORCH_RUN_DIR",
             show_default=False,
@@ -84,6 +85,7 @@ def options(
         Path | None,
         typer.Option(
             metavar="DIR",
+            readable=False,  # what is wrong with it is said where it is used
             help="Logs and journal; else $XDG_STATE_HOME/dynorch, else ~/.local/state/dynorch.",
             envvar="DYNORCH_STATE_DIR",
             show_default=False,
@@ -214,6 +216,7 @@ def plan(
     gpus: Annotated[
         str | None,
         typer.Option(
+            "--gpus",  # without it, typer takes the metavar for the name
             metavar="GPUS",
             help="Plan for these instead of this machine's: 8xH100, or 2xNAME:80GiB.",
         ),
