@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +65,7 @@ def plan(file: Path, engine: str, gpus: str | None, *, as_json: bool) -> int:
     """Print what would run where."""
     from orchestrator.core.inventory import Inventory
     from orchestrator.core.placement import place
-    from orchestrator.core.plan import build_plan
-    from orchestrator.core.worker_env import masked
+    from orchestrator.core.plan import build_plan, masked_plan
     from orchestrator.views.plan_text import plan_text
 
     topology = read(file)
@@ -78,21 +76,13 @@ def plan(file: Path, engine: str, gpus: str | None, *, as_json: bool) -> int:
     placements = place(topology, inventory, engine_choice(engine))
     if isinstance(placements, list):
         fail("\n".join(f"{topology.name}/{refusal}" for refusal in placements))
-    planned = build_plan(topology, placements)
+    planned = masked_plan(build_plan(topology, placements))
     if as_json:
-        print(json.dumps(plain_plan(planned, masked), indent=2))
+        print(json.dumps(msgspec.to_builtins(planned, str_keys=True), indent=2))
     else:
-        sys.stdout.write(plan_text(planned, masked))
+        sys.stdout.write(plan_text(planned))
     _notes(topology, "note: not in this plan: ")
     return 0
-
-
-def plain_plan(planned: Any, mask: Callable[[dict[str, str]], dict[str, str]]) -> Any:
-    """The plan as plain data, secrets masked as in the text."""
-    plain = msgspec.to_builtins(planned, str_keys=True)
-    for worker in plain["workers"]:
-        worker["env"] = mask(worker["env"])
-    return plain
 
 
 def engine_choice(engine: str) -> Any:

@@ -7,7 +7,9 @@ depends on the file, the inventory and the chosen engine alone, so two runs prin
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
+from orchestrator.core import worker_env
 from orchestrator.core.placement import Engine, Placed, Placements
 from orchestrator.core.vllm_flags import role_flags, serve_argv
 from orchestrator.core.worker_env import additions
@@ -68,6 +70,23 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         for worker in self.workers:
             found[worker.replica] = (*found.get(worker.replica, ()), worker)
         return found
+
+
+def masked_plan(plan: Plan) -> Plan:
+    """Copy for people's eyes: whatever smells of a secret is hidden, wherever it would be said."""
+    shown = tuple(
+        replace(
+            worker,
+            env=worker_env.masked(worker.env),
+            argv=worker_env.masked_argv(worker.argv),
+            options={
+                name: worker_env.HIDDEN if worker_env.is_secret_flag(name) else value
+                for name, value in worker.options.items()
+            },
+        )
+        for worker in plan.workers
+    )
+    return replace(plan, workers=shown)
 
 
 def build_plan(topology: Topology, placements: Placements) -> Plan:

@@ -46,6 +46,10 @@ VLLM_DEFAULTS = {
     "VLLM_WORKER_MULTIPROC_METHOD": "fork",
 }
 """What a vLLM worker gets unless the topology says otherwise; the daemon's own values don't."""
+HIDDEN = "***"
+_SECRET_FLAG = re.compile(
+    r"-*([a-z0-9-]+[-_])?(key|token|secret|password|credentials?)", re.IGNORECASE
+)
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
 
@@ -112,7 +116,27 @@ def zygote_env(base: Mapping[str, str], profile: str) -> dict[str, str]:
 
 def masked(env: Mapping[str, str]) -> dict[str, str]:
     """Copy for people's eyes: values whose names smell of a secret are hidden."""
-    return {name: "***" if _SECRET.search(name) else value for name, value in env.items()}
+    return {name: HIDDEN if _SECRET.search(name) else value for name, value in env.items()}
+
+
+def is_secret_flag(name: str) -> bool:
+    """Say whether a flag's value is for nobody's eyes: `hf-token` is, `max-num-batched-tokens` not.
+
+    Dashes in front are allowed.
+    """
+    return _SECRET_FLAG.fullmatch(name) is not None
+
+
+def masked_argv(argv: Iterable[str]) -> tuple[str, ...]:
+    """Copy for people's eyes: `--token X` and `--token=X` without what X is."""
+    shown: list[str] = []
+    hide = False
+    for word in argv:
+        flag, equals, _ = word.partition("=")
+        secret = flag.startswith("-") and is_secret_flag(flag)
+        shown.append(f"{flag}={HIDDEN}" if secret and equals else HIDDEN if hide else word)
+        hide = secret and not equals
+    return tuple(shown)
 
 
 def _inherited(name: str, engine: str) -> bool:
