@@ -157,7 +157,8 @@ def shared_memory():
     fd = os.open(raw, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     os.ftruncate(fd, 4096)
     held = mmap.mmap(fd, 4096)
-    (FOLDER / "names").write_text(f"{block.name.lstrip('/')}\n{Path(raw).name}\n")
+    with (FOLDER / "names").open("a") as names:
+        names.write(f"{block.name.lstrip('/')}\n{Path(raw).name}\n")
     if os.fork() == 0:
         note("child")
         pause()

@@ -7,8 +7,10 @@ and is told the state. Death is known from the pidfd, never from the socket.
 """
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Self
 
 import msgspec
 
-from orchestrator.host import records
+from orchestrator.host import prctl, records
 from orchestrator.host.records import LifeRecord, ShimEvent, ShimLost, TreeEmpty
 
 PACKET_MAX = 256 << 10
@@ -147,6 +149,10 @@ class ShimLink:
     def _order(self, kind: str, order: dict[str, object]) -> None:
         self._orders[kind] = json.dumps(order).encode()
         self._flush()
+        if kind != "state" and self._pidfd >= 0:
+            # One that somebody has stopped (SIGSTOP) would never hear it, nor ever end.
+            with contextlib.suppress(OSError):
+                prctl.pidfd_send_signal(self._pidfd, signal.SIGCONT)
 
     def _flush(self) -> None:
         if self._socket is None:

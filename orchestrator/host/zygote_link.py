@@ -90,8 +90,14 @@ class ZygoteLink:
             raise ZygoteError(f"cannot run {python}: {error.strerror}") from error
         finally:
             theirs.close()
-        self._record(Identity.of(self.pid))
         self._reaper.own(self.pid, partial(self._died, self.pid))
+        try:
+            self._record(Identity.of(self.pid))
+        except OSError as error:
+            # Without a record the next daemon couldn't end it, and a spawn might slip in.
+            os.kill(self.pid, signal.SIGKILL)
+            ours.close()
+            raise ZygoteError(f"cannot write down a zygote: {error.strerror}") from error
         self._socket = ours
         self._unpacker = framing.Unpacker()
         self._unsent.clear()
@@ -116,6 +122,8 @@ class ZygoteLink:
             except ZygoteError as error:
                 answer.set_exception(error)
                 return answer
+        if self.pid:
+            os.kill(self.pid, signal.SIGCONT)  # whoever has stopped it, it is needed now
         self._serial += 1
         self._pending.append((self._serial, answer))
         self._unsent += framing.pack({"serial": self._serial, "spawn": request.to_fields()})
