@@ -161,7 +161,7 @@ class Shim:
         self._output, self._wakeups = output, wakeups
         self._record["main"] = identity(self._main)
         self._record["pipe"] = os.fstat(output).st_ino
-        self._keep()
+        self._keep_if_there_is_room()
         return None
 
     def watch(self) -> None:
@@ -255,6 +255,10 @@ class Shim:
             self._asked = True
             self._phase = "stopping"
             self._deadline = now + grace_s
+            # A main that doesn't catch SIGTERM takes what it maps with it: afterwards nothing says
+            # which names in /dev/shm were its own.
+            for one in tree.of_shim(os.getpid())[: tree.NOTED_MAX]:
+                self._leftovers.note(one.pid)
             # Our own child, not reaped yet: nobody else can have this pid.
             os.kill(self._main, signal.SIGTERM)
             self._clients.tell(self._state())
@@ -319,6 +323,13 @@ class Shim:
 
     def _keep(self) -> None:
         write_record(self._spawn.directory, "life.json", self._record)
+
+    def _keep_if_there_is_room(self) -> None:
+        """Complete the record. On a full disk it stays as it was, and our clients know more."""
+        try:
+            self._keep()
+        except OSError:
+            return
 
     # The end.
 
