@@ -118,14 +118,13 @@ def how_called() -> str:
 
 def dirs(*, create: bool = False) -> Dirs:
     """Find both directories; `create` makes them, or exits with the reason."""
-    run_dir, state_dir = (
-        RunDir(default_run_dir(os.environ)),
-        StateDir(default_state_dir(os.environ)),
-    )
-    if create:
-        try:
+    try:
+        run_dir = RunDir(default_run_dir(os.environ))
+        state_dir = StateDir(default_state_dir(os.environ))
+        run_dir.check()
+        if create:
             run_dir.create()
             state_dir.create()
-        except DirectoryError as error:
-            fail(str(error))
+    except DirectoryError as error:
+        fail(str(error))
     return Dirs(run_dir.root, state_dir.root)

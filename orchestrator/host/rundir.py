@@ -56,12 +56,17 @@ def default_run_dir(environ: Mapping[str, str]) -> Path:
 
 
 def default_state_dir(environ: Mapping[str, str]) -> Path:
-    """Return where this user's logs and journal lie."""
+    """Return where this user's logs and journal lie; DirectoryError where nobody can tell."""
     if "DYNORCH_STATE_DIR" in environ:
         return Path(environ["DYNORCH_STATE_DIR"]).absolute()
     if "XDG_STATE_HOME" in environ:
         return Path(environ["XDG_STATE_HOME"], "dynorch").absolute()
-    return Path("~/.local/state/dynorch").expanduser().absolute()
+    try:
+        return Path("~/.local/state/dynorch").expanduser().absolute()
+    except RuntimeError as error:
+        raise DirectoryError(
+            "no home directory is known for logs and journal; set DYNORCH_STATE_DIR"
+        ) from error
 
 
 class StateDir:
@@ -75,7 +80,7 @@ class StateDir:
     def create(self) -> None:
         """Make it, for us alone. DirectoryError when it isn't ours."""
         _make_private(self.root)
-        self.logs.mkdir(mode=0o700, exist_ok=True)
+        _make_private(self.logs)
 
     def log(self, worker: LifeId) -> Path:
         """Return the log file of a worker, the same for all its lives."""
@@ -111,8 +116,21 @@ class RunDir:
             )
         _make_private(self.root)
         for folder in (self.replicas, self.topologies, self.lives, self.zygotes, self.code):
-            folder.mkdir(mode=0o700, exist_ok=True)
-        self._link_code()
+            _make_private(folder)
+        try:
+            self._link_code()
+        except OSError as error:
+            raise DirectoryError(f"cannot write to {self.root}: {error.strerror}") from error
+
+    def check(self) -> None:
+        """Look whether it is ours or not there at all; else DirectoryError."""
+        try:
+            found = self.root.lstat()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise DirectoryError(f"cannot look at {self.root}: {error.strerror}") from error
+        _check_private(self.root, found)
 
     def replica(self, replica: ReplicaId) -> Path:
         """Return the file of a replica's core state."""
@@ -206,10 +224,19 @@ class RunDir:
 def _make_private(path: Path) -> None:
     """Make a directory that only we can enter, or make sure that it is one."""
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.is_symlink():  # one that leads nowhere: the check below names it
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+    except FileExistsError:
         found = path.lstat()
     except OSError as error:
         raise DirectoryError(f"cannot make {path}: {error.strerror}") from error
+    _check_private(path, found)
+    if found.st_mode & 0o077:
+        path.chmod(0o700)
+
+
+def _check_private(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISDIR(found.st_mode):
         raise DirectoryError(f"{path} is not a directory; remove it")
     if found.st_uid != os.getuid():
@@ -217,5 +244,3 @@ def _make_private(path: Path) -> None:
             f"{path} belongs to uid {found.st_uid}, not to us ({os.getuid()}); "
             "set DYNORCH_RUN_DIR or DYNORCH_STATE_DIR to a directory of your own"
         )
-    if found.st_mode & 0o077:
-        path.chmod(0o700)

@@ -41,13 +41,23 @@ def test_a_run_directory_is_private_and_made_again_without_harm(run):
     assert (run.code / "orchestrator" / "host" / "zygote.py").exists()
 
 
+def test_without_a_home_the_state_directory_must_be_named(monkeypatch):
+    """As in a container that runs under a uid without a name."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    with pytest.raises(rundir.DirectoryError, match="set DYNORCH_STATE_DIR"):
+        rundir.default_state_dir({})
+
+
 def test_a_run_directory_that_cannot_be_used_says_what_to_do(tmp_path):
     too_long = rundir.RunDir(tmp_path / ("x" * 60))
     with pytest.raises(rundir.DirectoryError, match="set DYNORCH_RUN_DIR to a shorter one"):
         too_long.create()
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(rundir.DirectoryError, match="cannot make"):
+    with pytest.raises(rundir.DirectoryError, match="not a directory"):
         rundir.StateDir(tmp_path / "file").create()
+    with pytest.raises(rundir.DirectoryError, match="cannot make"):
+        rundir.StateDir(tmp_path / "file" / "below").create()
     (tmp_path / "link").symlink_to(tmp_path)
     with pytest.raises(rundir.DirectoryError, match="not a directory"):
         rundir.StateDir(tmp_path / "link").create()
