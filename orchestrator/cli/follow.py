@@ -90,16 +90,16 @@ class Follower:
                 return topology
 
     def until_done(self, replicas: frozenset[str], verb: str) -> TopologyStatus | None:
-        """Wait until each of these replicas is where a start, stop or restart leads."""
+        """Wait until each of these replicas is where a start, stop or restart leads.
+
+        Or until another verb has overtaken this one: then it will never get there.
+        """
         lives = {name: replica.incarnation for name, replica in named(self.last).items()}
-        goals = {"stopped", "failed"} if verb == "stop" else {"ready", "completed", "failed"}
         while True:
             topology = self.next()
             now = named(self.last)
             done = topology is None or all(
-                now[name].phase in goals
-                and (verb != "restart" or now[name].incarnation > lives[name])
-                for name in replicas
+                name not in now or is_done(now[name], verb, lives.get(name, 0)) for name in replicas
             )
             if done and (topology is None or topology.health != "starting"):
                 return topology
@@ -120,6 +120,17 @@ def named(snapshot: Snapshot) -> dict[str, ReplicaStatus]:
         for role in topology.supervised
         for replica in role.replicas
     }
+
+
+def is_done(replica: ReplicaStatus, verb: str, before: int) -> bool:
+    """Say whether a verb has nothing more to wait for. `before`: the incarnation it found."""
+    wanted = "down" if verb == "stop" else "up"
+    if replica.want != wanted:
+        return replica.phase not in IN_MOTION
+    if verb == "stop":
+        return replica.phase in {"stopped", "failed"}
+    renewed = verb != "restart" or replica.incarnation > before
+    return renewed and replica.phase in {"ready", "completed", "failed"}
 
 
 def moving(topology: TopologyStatus) -> bool:

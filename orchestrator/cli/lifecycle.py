@@ -172,6 +172,11 @@ def _see_off(follower: Follower, name: str) -> None:
         os.close(pidfd)
 
 
+def is_bad(phase: str, verb: str) -> bool:
+    """Say whether a verb that is over has not done what it should, or another has undone it."""
+    return phase != "stopped" if verb == "stop" else phase in {"stopped", "failed"}
+
+
 def order(verb: str, target: str) -> int:
     """Ask for a restart, start or stop, and wait until it has happened."""
     here = dirs()
@@ -191,7 +196,7 @@ def order(verb: str, target: str) -> int:
             for role in topology.supervised
             for replica in role.replicas
             if f"{topology.name}/{role.name}-{replica.index}" in replicas
-            and (replica.phase != "stopped" if verb == "stop" else replica.phase == "failed")
+            and is_bad(replica.phase, verb)
         ]
         if bad:
             fail("\n".join(bad))
