@@ -10,6 +10,7 @@ would have got; one that has no state yet was about to be started, and is.
 import asyncio
 
 import msgspec
+from msgspec.structs import replace
 
 from orchestrator.core.adopt import Ended, Found, Nothing, Saved, adopt, decode
 from orchestrator.core.events import StartRequested
@@ -64,6 +65,9 @@ class Adoption:
         for unit, one in saved:
             if one is not None:
                 self._restore(unit, one, lives, ended)
+            else:
+                numbers = [life.incarnation for life in lives if life.of == unit.id]
+                unit.state = replace(unit.state, incarnation=max(numbers, default=0))
         for life in lives.values():
             if life.life not in self._launcher.lives and life not in stubborn:
                 self._run_dir.remove_life(life.directory)
@@ -95,8 +99,8 @@ class Adoption:
     def _saved(self, unit: Unit) -> Saved | None:
         try:
             saved = decode(self._run_dir.replica(unit.id).read_bytes())
-        except (FileNotFoundError, msgspec.DecodeError):
-            return None  # about to be started, or written by another version: it starts anew
+        except (OSError, msgspec.MsgspecError):
+            return None  # about to be started, or not to be read any more: it starts anew
         fits = len(saved.state.members) in {0, len(unit.spec.members)}
         return saved if fits else None
 

@@ -83,7 +83,10 @@ class Deployments:
         """Start, or hasten, the orderly end."""
         if not found.going_down:
             found.kept = structs.replace(found.kept, going_down=True)
-            self._write(found)
+            try:
+                self._write(found)
+            except OSError as error:  # a full disk stops no stop; only the next daemon won't know
+                self._publisher.event(found.name, "not-saved", reason=str(error))
             self._publisher.event(found.name, "going-down", detail={"now": str(at_once).lower()})
         found.at_once = found.at_once or at_once
         self._descend(found)
@@ -181,6 +184,10 @@ def _kept(path: Path) -> Kept | None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file so that a reader, or the next daemon, sees the old or the new, never half."""
     draft = path.with_suffix(".new")
-    draft.write_bytes(data)
-    draft.chmod(0o600)
-    draft.rename(path)
+    try:
+        draft.write_bytes(data)
+        draft.chmod(0o600)
+        draft.rename(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
