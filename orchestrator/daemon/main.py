@@ -97,9 +97,9 @@ def _refuse(ready_fd: int, why: Exception) -> int:
 def _say(ready_fd: int, text: str) -> None:
     """Tell whoever waits for us, if anybody does."""
     if ready_fd >= 0:
-        with contextlib.suppress(OSError):  # nobody waits any more, or we have said it before
+        with contextlib.suppress(OSError):  # nobody waits any more
             os.write(ready_fd, text.encode())
-            os.close(ready_fd)
+        os.close(ready_fd)
 
 
 class Daemon:
@@ -216,7 +216,11 @@ class Daemon:
         self._unasked = loop.call_later(FIRST_S, self._end_if_idle)
         _say(ready_fd, "ready")
         await self._over.wait()
-        return await self._end()
+        try:
+            return await self._end()
+        except OSError as error:  # told in the log only: the descriptor may be another's by now
+            traceback.print_exception(error)
+            return 1
 
     async def _end(self) -> int:
         self._publisher.event(

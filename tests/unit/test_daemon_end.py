@@ -1,0 +1,205 @@
+"""When a daemon ends, when it doesn't, and what it makes of its own bugs and of full disks."""
+
+import asyncio
+
+import pytest
+
+from orchestrator.core.state import State
+from orchestrator.daemon import main as module
+from orchestrator.daemon import nursery as nursery_module
+from orchestrator.daemon.main import Daemon
+from orchestrator.daemon.nursery import Nursery
+from orchestrator.host.rundir import RunDir, StateDir
+from orchestrator.host.zygote_link import ZygoteError
+from orchestrator.wire.ids import ReplicaId
+from orchestrator.wire.messages import Reply, Verb
+from tests.unit.daemon_stage import Loop
+
+
+class House:
+    """A daemon that never served: its parts are there, its sockets are closed."""
+
+    def __init__(self, folder, *, on_demand: bool = True) -> None:
+        self.loop = Loop()
+        run_dir, state_dir = RunDir(folder / "run"), StateDir(folder / "state")
+        run_dir.create()
+        state_dir.create()
+        self.daemon = Daemon(run_dir, state_dir, on_demand=on_demand)
+        self.daemon._serving = True
+        self.events: list[tuple[str, str, str]] = []
+        self.daemon._publisher.event = self.event
+        self.daemon._verbs.answer = self.answer
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    def event(self, subject, what, *, reason="", **_) -> None:
+        self.events.append((str(subject), what, reason))
+
+    async def answer(self, _verb):
+        await self.gate.wait()
+        return Reply(code=0)
+
+    def turn(self, seconds: float = 0.0) -> None:
+        self.loop.now_s += seconds
+        for _ in range(5):
+            self.loop.call_soon(self.loop.stop)
+            self.loop.run_forever()
+
+    def ask(self, name: str):
+        task = self.loop.create_task(self.daemon._answer(Verb(name)))
+        self.turn()
+        return task
+
+    @property
+    def over(self) -> bool:
+        return self.daemon._over.is_set()
+
+    def close(self) -> None:
+        self.daemon._context.destroy(linger=0)
+        self.loop.close()
+
+
+@pytest.fixture
+def house(short_path):
+    one = House(short_path)
+    yield one
+    one.close()
+
+
+def test_with_nothing_up_it_ends_soon_after_the_last_verb(house):
+    house.ask("status")
+    assert not house.over
+    house.turn(module.IDLE_S + 0.1)
+    assert house.over
+
+
+def test_while_an_up_is_being_answered_it_does_not_end(house):
+    house.gate.clear()
+    task = house.ask("up")
+    house.daemon._end_if_idle()  # the last topology is down
+    house.turn(60)
+    assert not house.over
+    house.gate.set()
+    house.turn()
+    assert task.done()
+    house.turn(module.IDLE_S + 0.1)  # it was refused
+    assert house.over
+
+
+def test_with_a_topology_up_it_stays(house):
+    house.daemon._deployments.by_name["agg"] = object()
+    house.ask("status")
+    house.turn(60)
+    assert not house.over
+
+
+def test_in_the_foreground_it_stays_with_nothing_up(short_path):
+    house = House(short_path, on_demand=False)
+    house.ask("down")
+    house.turn(60)
+    assert not house.over
+    house.daemon._asked_to_end()
+    assert house.over
+    house.close()
+
+
+def test_asked_to_end_while_it_adopts_it_ends_what_it_has_adopted(house):
+    house.daemon._serving = False
+    house.daemon._asked_to_end()
+    assert not house.over
+    assert house.daemon._end_asked == 1
+
+
+def test_a_bug_in_the_loop_ends_it_and_is_told(house, capsys):
+    def bug():
+        raise AssertionError("impossible")
+
+    house.loop.set_exception_handler(house.daemon._failed)
+    house.loop.call_soon(bug)
+    house.turn()
+    assert house.over
+    assert "impossible" in capsys.readouterr().err
+    assert "AssertionError: impossible (a bug" in module._bug(house.daemon._bug)
+
+
+def test_what_nobody_fetched_is_no_bug(house):
+    house.loop.set_exception_handler(house.daemon._failed)
+    house.loop.call_exception_handler({"message": "never retrieved", "exception": OSError("x")})
+    assert not house.over
+
+
+def test_a_full_disk_costs_a_line_not_the_step(house, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "write_atomically", full)
+    house.daemon._save(ReplicaId("agg", "worker", 0), State(name="agg/worker-0"))
+    ((subject, what, reason),) = house.events
+    assert (subject, what) == ("agg/worker-0", "not-saved")
+    assert "No space left" in reason
+
+
+class Gone:
+    name = "agg"
+    going_down = False
+
+
+def test_a_late_end_of_a_foreground_up_takes_no_namesake_down(house, monkeypatch):
+    down = []
+    monkeypatch.setattr(
+        house.daemon._deployments, "begin_down", lambda found, at_once: down.append(found)
+    )
+    old, new = Gone(), Gone()
+    house.daemon._deployments.by_name["agg"] = new
+    house.daemon._abandoned(old)
+    assert down == []
+    house.daemon._abandoned(new)
+    assert down == [new]
+
+
+# ---- zygotes -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def done(monkeypatch):
+    """What was done to zygotes; each died right after its start."""
+    seen: list[str] = []
+
+    class Link:
+        pid = 0
+
+        def __init__(self, *_) -> None:
+            pass
+
+        def start(self, profile, *_) -> None:
+            seen.append(profile)
+
+        def close(self) -> None:
+            seen.append("closed")
+
+    monkeypatch.setattr(nursery_module, "ZygoteLink", Link)
+    return seen
+
+
+def test_each_profile_has_one_zygote(stage, done):
+    nursery = Nursery(stage.run_dir, stage.state_dir, None)
+    assert nursery.zygote("bare") is nursery.zygote("bare")
+    assert nursery.zygote("vllm") is not nursery.zygote("bare")
+    assert done == ["bare", "vllm"]
+
+
+def test_a_zygote_that_has_died_before_is_not_waited_for(stage, done):
+    nursery = Nursery(stage.run_dir, stage.state_dir, None)
+    nursery.zygote("bare")
+    stage.loop.run_until_complete(nursery.close())
+    assert done == ["bare", "closed"]
+
+
+def test_an_old_zygote_that_will_not_die_is_named(stage, monkeypatch):
+    class Old:
+        pid = 4711
+
+    monkeypatch.setattr(stage.run_dir, "kill_zygotes", lambda: [Old()])
+    nursery = Nursery(stage.run_dir, stage.state_dir, None)
+    with pytest.raises(ZygoteError, match="pid 4711"):
+        stage.loop.run_until_complete(nursery.end_old())
