@@ -5,6 +5,8 @@ import os
 import select
 from pathlib import Path
 
+import typer
+
 from orchestrator.cli.dirs import Dirs, dirs, how_called
 from orchestrator.cli.files import engine_choice, read, variables_of
 from orchestrator.cli.follow import Follower, moving, sigterm_interrupts
@@ -122,6 +124,10 @@ def _end(client: Client, here: Dirs, name: str | None) -> int:
         except KeyboardInterrupt:
             now = True
             print("\nkilling")
+        except typer.Exit:
+            if here.leftovers([name] if name else None):
+                raise
+            return INTERRUPTED  # the first Ctrl-C had done it when the second came
         else:
             return INTERRUPTED
 
