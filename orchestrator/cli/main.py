@@ -11,9 +11,10 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
 from orchestrator import __version__
 from orchestrator.daemon.absence import DaemonNotStartedError, DaemonSilentError, NoDaemonError
@@ -22,8 +23,25 @@ INVALID = 2
 NO_DAEMON = 3
 INTERRUPTED = 130
 
+
+class ReaderGoneError(Exception):
+    """Whoever read our output reads no more: `dynorch logs -f | head`. No failure of ours."""
+
+
+class Verbs(typer.core.TyperGroup):
+    """Keeps a broken pipe from typer, which would make it an exit with 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderGoneError from error
+
+
 app = typer.Typer(
     name="dynorch",
+    cls=Verbs,
     help="One TOML file describes an LLM serving deployment on this machine: dynorch places it, "
     "starts it, watches it, explains and restarts what fails.",
     no_args_is_help=True,
@@ -297,8 +315,8 @@ def main() -> None:
         app(prog_name="dynorch")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `dynorch logs | head` is no failure
+    except (ReaderGoneError, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still in the buffer
         sys.exit(0)
     except (DaemonSilentError, DaemonNotStartedError) as error:
         print(error, file=sys.stderr)

@@ -33,6 +33,7 @@ from orchestrator.wire.snapshot import Snapshot, TopologyStatus
 REQUEST_S = 120.0
 GONE_S = 5.0
 STOPPED = "interrupted"
+SHORT = Path("/tmp")  # noqa: S108  a CI's temporary directory may be too deep for sockets
 SHM = Path("/dev/shm")  # noqa: S108  only looked at
 
 
@@ -46,10 +47,13 @@ def smoke(file: Path, engine: str) -> int:
     engine_choice(engine)
     begun = time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="dynorch-smoke-"))
-    os.environ["DYNORCH_RUN_DIR"], os.environ["DYNORCH_STATE_DIR"] = f"{root}/run", f"{root}/state"
+    run = Path(tempfile.mkdtemp(prefix="dynorch-", dir=SHORT))
+    os.environ["DYNORCH_RUN_DIR"], os.environ["DYNORCH_STATE_DIR"] = str(run), f"{root}/state"
     shm = _shm_names()
     with sigterm_interrupts():
         wrong = _steps(file, engine, shm)
+    if not dirs().living():  # else the next daemon needs it
+        shutil.rmtree(run, ignore_errors=True)
     if wrong:
         print(f"smoke: logs and journal are kept in {root}/state")
         print(f"smoke: FAILED: {wrong}")

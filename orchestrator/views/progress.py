@@ -98,7 +98,7 @@ def _statements(snapshot: Snapshot, name: str) -> Iterator[_Statement]:
             row = rows[f"{name}/{role.name}-{replica.index}"]
             going = replica.phase in _GOING
             why = words.one_line(replica.reason)
-            doing = replica.workers[0].progress if replica.workers and not why else ""
+            doing = replica.workers[0].progress if replica.workers else ""
             pids = f" (pid {_pids(row)})" if going and _pids(row) else ""
             note = f": {row.note}" if row.note else ""
             text = f"{row.id} {row.phase}{pids}{note}"
