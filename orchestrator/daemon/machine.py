@@ -10,7 +10,7 @@ from orchestrator.host.ports import trouble_with
 from orchestrator.topology.schema import Topology
 
 NO_VLLM = (
-    "engine vllm: vLLM isn't installed where dynorch runs; `pip install 'dynorch[vllm]'` (GPU), "
+    "engine vllm: vLLM isn't installed where dynorch runs; `pip install 'vllm>=0.32'` (GPU), "
     "docs/vllm.md (CPU build), or --engine sim"
 )
 
