@@ -26,7 +26,7 @@ FRAME_BYTES_MAX = 1 << 20
 """Who sends more is disconnected. A verb's variables and a worker's last words need far less."""
 
 OnWorker = Callable[[LifeId, messages.FromWorker], None]
-OnVerb = Callable[[messages.Verb], Awaitable[messages.Reply]]
+OnVerb = Callable[[messages.Verb], Awaitable[messages.Reply | None]]
 OnUnreadable = Callable[[LifeId, str], None]
 
 
@@ -148,7 +148,8 @@ class Control:
             reply = messages.Reply(
                 code=1, text=f"{verb.name}: {type(error).__name__}: {error} (a bug in dynorch)"
             )
-        self._send(peer, messages.encode(reply))
+        if reply is not None:  # else the daemon ends, and whoever asked will see that
+            self._send(peer, messages.encode(reply))
 
 
 def _life(peer: bytes) -> LifeId | None:

@@ -162,7 +162,9 @@ class Daemon:
     def _unreadable(self, life: LifeId, error: str) -> None:
         self._publisher.event(life, "not-understood", reason=f"another version's worker? {error}")
 
-    async def _answer(self, verb: Verb) -> Reply:
+    async def _answer(self, verb: Verb) -> Reply | None:
+        if self._over.is_set():
+            return None  # read in the same pass that ended us: it is asked again, of the next one
         if self._unasked is not None:
             self._unasked.cancel()  # an idle daemon has no timer at all
             self._unasked = None

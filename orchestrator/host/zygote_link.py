@@ -134,8 +134,26 @@ class ZygoteLink:
 
     def close(self) -> None:
         """Let it go: it ends when its socket closes. What was asked for fails."""
+        self._hear_last()
         self._fail("the zygote was closed")
         self._disconnect()
+
+    def _hear_last(self) -> None:
+        """Take the answers that lie in the socket: those shims have forked their workers.
+
+        One that hasn't answered yet can't any more, and leaves.
+        """
+        if self._socket is not None:
+            self._socket.shutdown(socket.SHUT_RD)
+        while self._socket is not None:
+            try:
+                data = self._socket.recv(1 << 16)
+            except OSError:
+                return  # it died with requests unread
+            if not data:
+                return
+            for message in self._unpacker.feed(data):
+                self._take(message)
 
     def _execute(self, fd: int) -> int:
         assert self._command is not None
@@ -218,12 +236,7 @@ class ZygoteLink:
         if pid != self.pid:
             return  # an earlier one, whose end was seen from its socket
         self.pid = 0
-        if self._socket is not None:
-            # A shim that it had just forked can tell us now or never: what it can't say any more
-            # makes it leave, and what it has said is still there to be read.
-            self._socket.shutdown(socket.SHUT_RD)
-        while self._socket is not None and self._read():
-            pass
+        self._hear_last()
         code = os.waitstatus_to_exitcode(status)
         self._fail(f"the zygote died (exit status {code}){self._where()}")
         self._disconnect()
@@ -238,6 +251,7 @@ class ZygoteLink:
     def _overdue(self, within_s: float) -> None:
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)  # our child, and not reaped yet
+        self._hear_last()
         self._fail(f"the zygote didn't answer within {within_s:g} s and was killed{self._where()}")
         self._disconnect()
 

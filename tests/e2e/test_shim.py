@@ -14,7 +14,8 @@ from orchestrator.host import procfs, shm
 from orchestrator.host.orphans import end_leftovers
 from orchestrator.host.records import ShimLost
 from orchestrator.host.rundir import RunDir
-from tests.e2e.machine import Life, Machine, alive
+from tests.e2e.machine import Life, Machine, alive, zoo
+from tests.eventually import eventually
 
 FOUR = {"plain", "group", "session", "daemon"}
 
@@ -189,6 +190,24 @@ def test_workers_outlive_their_zygote_and_the_next_comes_by_itself(machine):
     assert life.ended().status == 7 << 8
     # Its shim had become our child, and was reaped.
     machine.eventually(lambda: life.shim in {pid for pid, _ in machine.orphans})
+
+
+def test_closing_a_zygote_loses_nobody_who_was_born(machine):
+    """Its answer lies unread in the socket: the worker lives, and must not count as unborn."""
+    machine.start_zygote()
+    machine.eventually(lambda: machine.zygote.ready)
+    names = ("agg/worker-0.0#1", "agg/worker-1.0#1")
+    spawns = [machine.make(name, argv=lambda folder: zoo("sleeper", folder)) for name in names]
+    answers = [machine.call(machine.zygote.spawn, spawn) for spawn in spawns]
+    records = [Path(spawn.directory) / "life.json" for spawn in spawns]
+    eventually(lambda: all(path.exists() and b'"pipe"' in path.read_bytes() for path in records))
+    machine.call(machine.zygote.close)
+    for answer, spawn in zip(answers, spawns, strict=True):
+        assert answer.result() > 0
+        life = Life(machine, spawn)
+        machine.lives.append(life)
+        machine.call(life.follow)
+        life.running()
 
 
 def test_requests_in_flight_fail_when_the_zygote_dies(machine):

@@ -66,6 +66,12 @@ def house(short_path):
     one.close()
 
 
+def test_a_verb_read_in_the_pass_that_ended_it_is_left_to_the_next_daemon(house):
+    """An `up` that still was begun here left its workers to nobody, and the next began them anew."""
+    house.daemon._end_if_idle()
+    assert house.ask("up").result() is None
+
+
 def test_with_nothing_up_it_ends_soon_after_the_last_verb(house):
     house.ask("status")
     assert not house.over
