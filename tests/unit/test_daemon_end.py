@@ -67,7 +67,7 @@ def house(short_path):
 
 
 def test_a_verb_read_in_the_pass_that_ended_it_is_left_to_the_next_daemon(house):
-    """An `up` that still was begun here left its workers to nobody, and the next began them anew."""
+    """An `up` that was begun here all the same left its workers to nobody."""
     house.daemon._end_if_idle()
     assert house.ask("up").result() is None
 
