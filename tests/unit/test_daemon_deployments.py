@@ -69,6 +69,20 @@ def test_a_second_down_hastens_the_first(stage):
     assert ("chain", "going-down") not in stage.told()
 
 
+def test_however_often_down_is_said_each_is_asked_once(stage):
+    found = stage.serve(CHAIN)
+    unit = stage.unit("chain/c-0")
+    before = unit.state.intent
+
+    def twice():
+        stage.deployments.begin_down(found, at_once=False)
+        stage.deployments.begin_down(found, at_once=False)
+
+    stage.call(twice)
+    stage.call(stage.deployments.begin_down, found, at_once=False)
+    assert unit.state.intent == before + 1
+
+
 def test_the_end_of_the_last_is_told_before_the_end_of_all(stage):
     found = stage.serve(CHAIN)
     stage.call(stage.deployments.begin_down, found, at_once=True)

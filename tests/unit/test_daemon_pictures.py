@@ -173,8 +173,13 @@ def test_not_ready_before_the_frontend_obeys_the_present_table(stage):
 
 def test_the_beat_of_a_dead_frontend_answers_nothing(stage):
     stage.serve(AGG)
-    crash(stage, "agg/frontend-0")
+    frontend = crash(stage, "agg/frontend-0")
     assert topology(stage).models == []
+    stage.jump(3)
+    stage.born(frontend)
+    stage.post(frontend, e.BecameReady)
+    assert frontend.routable
+    assert (topology(stage).health, topology(stage).models) == ("starting", [])
 
 
 def test_one_frontend_of_two_is_enough_for_clients(stage):

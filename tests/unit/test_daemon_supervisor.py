@@ -142,16 +142,17 @@ def test_hundreds_that_wait_for_one_start_without_recursion(stage):
 
 def test_catching_up_starts_nobody_on_what_only_used_to_be_true(stage):
     stage.up(CHAIN)
-    stage.born(stage.unit("chain/a-0"))
+    first, second = stage.unit("chain/a-0"), stage.unit("chain/b-0")
+    waiting = second.state
+    stage.born(first)
+    second.state = waiting  # the old daemon died before it told
     stage.forget()
-    b, a_ = stage.unit("chain/b-0"), stage.unit("chain/a-0")
 
     def adopt():
-        stage.supervisor.post(b.id, e.TreeEmptied(0, 1, e.ExitFacts(status=256)))
-        stage.supervisor.post(a_.id, e.TreeEmptied(0, 1, e.ExitFacts(status=256)))
+        stage.supervisor.post(second.id, e.DaemonRestarted())
+        stage.supervisor.post(first.id, e.TreeEmptied(0, 1, e.ExitFacts(status=256)))
         stage.supervisor.catch_up()
 
     stage.call(adopt)
-    stage.jump(0.5)
     assert stage.phase("chain/b-0") == "waiting"
     assert "chain/b-0" not in stage.ordered()
