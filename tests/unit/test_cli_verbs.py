@@ -57,7 +57,10 @@ def status_of(monkeypatch, error) -> int:
         (ValueError("odd"), 1, "ValueError: odd (a bug in dynorch; DYNORCH_DEBUG=1 shows more)"),
     ],
 )
-def test_each_way_to_fail_has_its_status_and_its_last_line(monkeypatch, capsys, error, code, last):
+def test_each_way_to_fail_has_its_status_and_its_last_line(
+    monkeypatch, capsys, tmp_path, error, code, last
+):
+    monkeypatch.setenv("DYNORCH_RUN_DIR", str(tmp_path / "run"))  # what is left is told, too
     assert status_of(monkeypatch, error) == code
     assert capsys.readouterr().err.strip().startswith(last)
 
