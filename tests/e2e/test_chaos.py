@@ -15,7 +15,7 @@ from tests.e2e.conftest import COMMAND, alive, zombie
 from tests.e2e.test_crashes import shim_of
 from tests.eventually import eventually
 
-FIRST, _, LAST = os.environ.get("DYNORCH_CHAOS_SEEDS", "1-4").partition("-")
+FIRST, _, LAST = os.environ.get("DYNORCH_CHAOS_SEEDS", "1-3").partition("-")
 STEPS = 7
 STUBBORN = """
 name = "p"
