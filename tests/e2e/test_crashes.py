@@ -167,15 +167,16 @@ command = ["sleep", "1000"]
 
 
 def test_a_crash_loop_ends_with_a_reason(dynorch):
-    failed = dynorch("up", "-d", dynorch.file("""
+    # A plain command is ready once started, so `up` may catch a moment in which all is well.
+    dynorch("up", "-d", dynorch.file("""
 name = "p"
 restart = { backoff-initial = "50ms", attempts = 3, intensity = 2 }
 [processes.crasher]
 command = ["sh", "-c", "echo no luck today; exit 3"]
-"""), code=1)  # fmt: skip
-    assert "code 3" in failed.stdout + failed.stderr
+"""), code=None)  # fmt: skip
+    eventually(lambda: dynorch.replica("crasher")["phase"] == "failed", within_s=20)
     replica = dynorch.replica("crasher")
-    assert replica["phase"] == "failed"
+    assert "code 3" in replica["reason"]
     assert "no luck today" in replica["reason"] + replica["evidence"]
 
 
