@@ -74,9 +74,9 @@ class Deployments:
         return {path: _kept(path) for path in sorted(self._run_dir.topologies.glob("*.json"))}
 
     def start_all(self, name: str) -> None:
-        """Ask every unit that is at rest and not up to start."""
+        """Ask every unit to start that is at rest, or on its way there because it was stopped."""
         for unit in self.units(name):
-            if unit.state.phase in RESTING:
+            if unit.state.phase in RESTING or unit.state.want is Want.DOWN:
                 self._supervisor.request(unit, events.StartRequested)
 
     def begin_down(self, found: Deployment, *, at_once: bool) -> None:

@@ -69,6 +69,16 @@ def test_a_verb_that_was_overtaken_ends(dynorch):
     assert "stopped" in dynorch.said()
 
 
+def test_up_also_brings_back_what_is_still_stopping(dynorch):
+    file = dynorch.file(STUBBORN.replace('grace = "20s"', 'grace = "2s"'))
+    dynorch("up", "-d", file)
+    dynorch.popen("stop", "p/job")
+    eventually(lambda: dynorch.replica("job")["phase"] == "stopping")
+    dynorch("up", "-d", file)
+    replica = dynorch.replica("job")
+    assert (replica["phase"], replica["incarnation"]) == ("ready", 2)
+
+
 def test_a_run_directory_of_somebody_else_is_named(dynorch):
     dynorch.run_dir.mkdir()
     if os.getuid() == 0:
