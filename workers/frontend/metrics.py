@@ -1,8 +1,8 @@
 """What this frontend counts, in Prometheus' words.
 
 Each replica of the frontend counts for itself alone, and they share one port: a scrape through
-that port reaches any one of them. `dynorch_frontend_info` says which one answered; to see all,
-read the daemon's metrics, which carry what each replica's beats tell.
+that port reaches any one of them. `dynorch_frontend_info` says which one answered; what each
+replica's beats tell (open requests, requests so far) is in `dynorch status --json`.
 
 Label children are looked up once and kept: finding them costs more than counting.
 """
