@@ -7,6 +7,7 @@ anything else is looked at: a spawn that was on its way must not slip in behind 
 """
 
 import asyncio
+import contextlib
 import os
 import sys
 
@@ -52,6 +53,8 @@ class Nursery:
         for link in self._links.values():
             link.close()
         await asyncio.gather(*(_gone(pid) for pid in pids))
+        with contextlib.suppress(OSError):  # else the next daemon forgets them
+            self._run_dir.forget_dead_zygotes()
 
 
 async def _gone(pid: int) -> None:

@@ -178,7 +178,7 @@ class RunDir:
 
     def record_zygote(self, zygote: Identity) -> None:
         """Remember a zygote, so that the next daemon can end it. Those that died are forgotten."""
-        self._forget_dead_zygotes()
+        self.forget_dead_zygotes()
         path = self.zygotes / f"{zygote.pid}.json"
         path.write_bytes(msgspec.json.encode(zygote))
 
@@ -195,7 +195,8 @@ class RunDir:
                 stubborn.append(zygote)
         return stubborn
 
-    def _forget_dead_zygotes(self) -> None:
+    def forget_dead_zygotes(self) -> None:
+        """Remove the records of zygotes that are gone."""
         for path, zygote in self._zygotes():
             if not zygote.is_alive():
                 path.unlink(missing_ok=True)

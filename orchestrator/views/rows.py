@@ -154,7 +154,8 @@ def _replica(topology: str, role: RoleStatus, replica: ReplicaStatus) -> Iterato
         note=words.situation(replica),
         # A ready replica keeps the reason of its last restart, but there is nothing left to do.
         advice="" if tone == "good" else words.one_line(replica.advice),
-        evidence=words.one_line(replica.evidence),
+        # A reason that quotes its evidence has shown it.
+        evidence="" if replica.evidence in replica.reason else words.one_line(replica.evidence),
         workers=tuple(replica.workers),
     )
     if len(replica.workers) > 1:
