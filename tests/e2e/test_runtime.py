@@ -42,6 +42,7 @@ def start(tmp_path, daemon):
     yield begin
     for worker in workers:
         worker.kill()
+        sys.stdout.write(f"pid {worker.pid}: status {worker.status}, said {worker.said()!r}\n")
 
 
 @pytest.fixture

@@ -29,6 +29,8 @@ OPEN_MAX = 4096
 CANCEL_GRACE_S = 2.0
 HWM_BATCHES = 64
 """Batches in a frontend's pipe before its outbox fills: some 64 engine steps."""
+LINGER_MS = 1000
+"""How long last answers may take to leave; on a machine that stalls, 250 ms were too few."""
 MESSAGE_BYTES_MAX = 256 << 20
 """A larger message costs its sender the connection; frontends bound bodies far below."""
 BLOCKED_RETRY_S = 0.01
@@ -106,8 +108,8 @@ class Bridge:
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         Path(self._endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
-        # Last answers may still sit in pipes; a frontend that doesn't read can't hold us.
-        self._socket.close(linger=250)
+        # Last answers may still sit in pipes; a frontend that doesn't read can't hold us for long.
+        self._socket.close(linger=LINGER_MS)
 
     def _on_message(self, frames: list[bytes]) -> None:
         try:

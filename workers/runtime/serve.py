@@ -21,7 +21,7 @@ import zmq
 from orchestrator.wire import messages
 from orchestrator.wire.config import WorkerConfig
 from workers.runtime import canary
-from workers.runtime.bridge import Bridge
+from workers.runtime.bridge import LINGER_MS, Bridge
 from workers.runtime.control import Gauge, Identity, Session
 from workers.runtime.engine import (
     EXIT_CONFIG,
@@ -101,7 +101,7 @@ class _Life:
         verdict = await self._start_and_host()
         await self._settle(self._engine.stop(ENGINE_STOP_S), "engine stop", ENGINE_STOP_S + 1)
         # Sockets are closed by now, or the bridge never bound: this waits for last answers only.
-        self._context.destroy(linger=250)
+        self._context.destroy(linger=LINGER_MS)
         return verdict
 
     async def _start_and_host(self) -> Verdict:
