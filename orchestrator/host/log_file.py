@@ -4,6 +4,10 @@ The bytes are spliced: they move from the pipe into the file inside the kernel a
 here, which is what makes a shim cheap under a talkative worker. Only where a file is full are a
 few bytes read, to cut at the end of a line.
 
+Somebody else may move or truncate the file: logrotate does. Nobody tells us, so before writing we
+look whether the path still leads to our file, at most twice a second; and a worker that is silent
+wakes nobody for it. What is written within that half second still goes to the moved file.
+
 A worker never pays for its log. When the disk is full or the file can't be written, the pipe is
 emptied all the same, what is lost is counted, and every later piece of output is a new attempt; the
 first that succeeds is preceded by a line that says how much is missing.
@@ -12,6 +16,7 @@ first that succeeds is preceded by a line that says how much is missing.
 import errno
 import fcntl
 import os
+import time
 
 PIPE_BYTES = 256 << 10
 """Asked for; the kernel may give less. More would eat up the user's allowance of pipe pages."""
@@ -21,6 +26,9 @@ PUMP_BYTES = 8 << 20
 
 LINE_MAX = 64 << 10
 """A full file ends where a line ends, unless it would grow by more than this."""
+
+LOOK_S = 0.5
+"""So often at most it is looked whether the file is still where it was."""
 
 CUT_BYTES = 4096
 """Read at a time to find the end of a line; what is beyond it begins the next file."""
@@ -56,6 +64,7 @@ class LogFile:
         self._unsaid_bytes = 0
         self._unsaid_why = ""
         self._splices = True
+        self._looked_at = 0.0
 
     def pump(self, pipe: int) -> tuple[int, bool]:
         """Move what the (non-blocking) pipe holds.
@@ -64,6 +73,10 @@ class LogFile:
         nobody holds the other end any more.
         """
         moved = 0
+        now = time.monotonic()
+        if self._fd >= 0 and now - self._looked_at >= LOOK_S:
+            self._looked_at = now
+            self._look()
         while moved < PUMP_BYTES:
             try:
                 count = self._move(pipe)
@@ -161,6 +174,20 @@ class LogFile:
             os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._size = os.lseek(self._fd, 0, os.SEEK_END)
+
+    def _look(self) -> None:
+        """Let go of a file that was moved or removed; follow one that was cut short."""
+        ours = os.fstat(self._fd)
+        try:
+            there = os.stat(self._path)
+        except OSError:
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+            os.close(self._fd)
+            self._fd = -1
+            self._limit_bytes = self._max_bytes
+        elif ours.st_size < self._size:
+            self._size = ours.st_size
 
     def _cut(self, pipe: int) -> int:
         """End a full file: with the line it is in, if that isn't too long."""

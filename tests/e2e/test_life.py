@@ -65,6 +65,18 @@ def test_a_full_disk_costs_output_and_nothing_else(machine):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def test_statement_65_a_log_that_logrotate_moved_is_opened_anew(machine):
+    life = machine.born(argv=["sh", "-c", "while :; do echo tick; sleep 0.05; done"])
+    machine.eventually(lambda: life.log.exists() and life.log.stat().st_size > 20)
+    moved = life.log.with_suffix(".moved")
+    life.log.rename(moved)
+    machine.eventually(lambda: life.log.exists() and life.log.stat().st_size > 20)
+    size = moved.stat().st_size
+    before = life.log.stat().st_size
+    machine.eventually(lambda: life.log.stat().st_size > before)
+    assert moved.stat().st_size == size
+
+
 # The beginning.
 
 

@@ -5,6 +5,7 @@ import resource
 
 import pytest
 
+from orchestrator.host import log_file
 from orchestrator.host.log_file import LINE_MAX, LogFile
 
 
@@ -117,3 +118,37 @@ def test_a_log_that_cannot_be_opened_costs_the_worker_nothing(tmp_path, pipe):
     log = LogFile(str(tmp_path / "file" / "log"), 1000, 2)
     feed(log, pipe, b"x" * 5000)
     assert (log.written_bytes, log.dropped_bytes, log.tail(10)) == (0, 5000, b"")
+
+
+@pytest.mark.parametrize("rotation", ["moved", "removed", "replaced", "truncated"])
+def test_somebody_elses_rotation_is_followed(tmp_path, pipe, monkeypatch, rotation):
+    monkeypatch.setattr(log_file, "LOOK_S", 0.0)
+    path = tmp_path / "log"
+    log = LogFile(str(path), 1 << 20, 2)
+    feed(log, pipe, b"before\n")
+    old = path.with_suffix(".old")
+    match rotation:
+        case "removed":
+            path.unlink()
+        case "truncated":
+            os.truncate(path, 0)
+        case _:
+            path.rename(old)
+    if rotation == "replaced":  # as logrotate's `create` does
+        path.write_bytes(b"")
+    feed(log, pipe, b"after\n")
+    assert path.read_bytes() == b"after\n"
+    assert rotation in {"removed", "truncated"} or old.read_bytes() == b"before\n"
+    assert log.written_bytes == 13
+
+
+def test_the_path_is_looked_at_twice_a_second_and_not_at_each_write(tmp_path, pipe, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(log_file.time, "monotonic", lambda: now[0])
+    looks = []
+    log = LogFile(str(tmp_path / "log"), 1 << 20, 2)
+    monkeypatch.setattr(log, "_look", lambda: looks.append(now[0]))
+    for _ in range(31):
+        feed(log, pipe, b"x\n")
+        now[0] += 0.125
+    assert len(looks) == 8
