@@ -11,18 +11,21 @@ from orchestrator.core.actions import ArmDeadline, Drain, Kill, Stop
 from orchestrator.core.diagnosis import ended, exec_failure, exit_code, seconds
 from orchestrator.core.events import (
     BecameReady,
-    DependenciesLost,
+    Cleared,
     Drained,
     Event,
     ExitFacts,
+    Held,
     LeaseExpired,
     LeaseMissed,
     LeaseRecovered,
     MainExited,
+    PeerLost,
     SaidBye,
     ShimLost,
     Spawned,
     SpawnFailed,
+    StartExtended,
     StopRequested,
     TreeEmptied,
     TreeStuck,
@@ -31,7 +34,7 @@ from orchestrator.core.facts import empty, exited, explain, fault, ready_s, shar
 from orchestrator.core.moves import Step, with_member
 from orchestrator.core.policy import Policy
 from orchestrator.core.reasons import Cause, Reason
-from orchestrator.core.state import Await, Phase, Stage, State, Want
+from orchestrator.core.state import Await, Hold, Phase, Stage, State, Want
 
 # ---- somebody asks -----------------------------------------------------------------------------
 
@@ -58,7 +61,7 @@ def want_up(state: State, event: Event, now: float, policy: Policy) -> Step:
 
 def rest(state: State, event: Event, now: float, policy: Policy) -> Step:
     """Stop where no process exists."""
-    state = replace(state, want=Want.DOWN, unmet=None)
+    state = replace(state, want=Want.DOWN, holds={})
     return moves.disarm(moves.enter(state, Phase.STOPPED, moves.ASKED_TO_STOP, now))
 
 
@@ -79,7 +82,8 @@ def drain(state: State, event: StopRequested, now: float, policy: Policy) -> Ste
     """Stop what is ready."""
     if event.at_once or not policy.drains:
         return stop(state, event, now, policy)
-    return moves.drain(replace(state, want=Want.DOWN), moves.STOPPING_AS_ASKED, now, policy)
+    state = replace(state, want=Want.DOWN)
+    return moves.drain(state, moves.STOPPING_AS_ASKED, now, policy, event.drain_s)
 
 
 def drain_to_restart(state: State, event: Event, now: float, policy: Policy) -> Step:
@@ -108,14 +112,20 @@ def stop_stopping(state: State, event: StopRequested, now: float, policy: Policy
 # ---- while it waits ----------------------------------------------------------------------------
 
 
-def dependencies_met(state: State, event: Event, now: float, policy: Policy) -> Step:
-    """Start, unless a backoff still runs."""
-    return moves.wait(replace(state, unmet=None), now, policy)
+def cleared(state: State, event: Cleared, now: float, policy: Policy) -> Step:
+    """Start, unless something else holds it back."""
+    if event.hold not in state.holds:
+        return state, ()
+    holds = {hold: why for hold, why in state.holds.items() if hold is not event.hold}
+    return moves.wait(replace(state, holds=holds), now, policy)
 
 
-def dependencies_lost(state: State, event: DependenciesLost, now: float, policy: Policy) -> Step:
-    """Don't start, whatever else is fulfilled."""
-    return moves.wait(replace(state, unmet=event.reason), now, policy)
+def held(state: State, event: Held, now: float, policy: Policy) -> Step:
+    """Don't start, whatever else is cleared."""
+    if state.holds.get(event.hold) == event.reason:
+        return state, ()
+    holds = {**state.holds, event.hold: event.reason}
+    return moves.wait(replace(state, holds=holds), now, policy)
 
 
 def look_again(state: State, event: Event, now: float, policy: Policy) -> Step:
@@ -138,6 +148,16 @@ def note_ready(state: State, event: BecameReady, now: float, policy: Policy) -> 
     return moves.ready_if_all_are(with_member(state, event.member, member), now, policy)
 
 
+def extend_start(state: State, event: StartExtended, now: float, policy: Policy) -> Step:
+    """Give a start more time, never less, and in all no more than the policy has."""
+    assert state.deadline is not None, "a start has a deadline"
+    last = state.entered_at + policy.start.timeout_max_s
+    at = min(last, max(state.deadline.at, now + event.by_s))
+    if at <= state.deadline.at:
+        return state, ()
+    return moves.arm(state, Await.START, at)
+
+
 def fail_at_birth(state: State, event: SpawnFailed, now: float, policy: Policy) -> Step:
     """One could not be born, so none of the gang shall live."""
     if event.code == "interrupted":
@@ -153,7 +173,7 @@ def fail_at_birth(state: State, event: SpawnFailed, now: float, policy: Policy) 
 def fail_by_timeout(state: State, event: Event, now: float, policy: Policy) -> Step:
     """The start took too long."""
     late = next((i for i, m in enumerate(state.members) if not m.ready), 0)
-    limit = seconds(policy.start.timeout_s)
+    limit = seconds(now - state.entered_at)
     who = f"member {late} was" if len(state.members) > 1 else "was"
     advice = f"see `dynorch logs {state.name}`; a slow start needs a longer start timeout"
     reason = Reason(Cause.START_TIMEOUT, f"{who} not ready after {limit}", advice)
@@ -189,6 +209,11 @@ def fail_by_loss(state: State, event: ShimLost, now: float, policy: Policy) -> S
     """The shim died under the worker: what is left of the tree has no owner."""
     reason = Reason(Cause.LOST, ended("its shim died", ready_s(state, now)))
     return moves.fail(state, fault(state, event.member, reason, now), now, policy)
+
+
+def fail_by_peer(state: State, event: PeerLost, now: float, policy: Policy) -> Step:
+    """Another replica's failure takes this one down with it."""
+    return moves.fail(state, fault(state, 0, event.reason, now), now, policy)
 
 
 def fail_by_silence_if_ready(state: State, event: LeaseExpired, now: float, policy: Policy) -> Step:
@@ -304,6 +329,12 @@ def escalate(state: State, event: Event, now: float, policy: Policy) -> Step:
 
 
 # ---- a new daemon takes over -------------------------------------------------------------------
+
+
+def resume_wait(state: State, event: Event, now: float, policy: Policy) -> Step:
+    """Ask everything again: what was cleared for the old daemon proves nothing."""
+    turn = {hold: why for hold, why in state.holds.items() if hold is Hold.TURN}
+    return resume(replace(state, holds=moves.unknown(policy) | turn), event, now, policy)
 
 
 def resume(state: State, event: Event, now: float, policy: Policy) -> Step:

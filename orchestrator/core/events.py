@@ -11,6 +11,7 @@ import re
 import msgspec
 
 from orchestrator.core.reasons import Reason
+from orchestrator.core.state import Hold
 
 
 def kebab(name: str) -> str:
@@ -41,10 +42,11 @@ class StartRequested(msgspec.Struct, frozen=True, tag=kebab):
 
 
 class StopRequested(msgspec.Struct, frozen=True, tag=kebab):
-    """Be down; `at_once` skips drain and grace."""
+    """Be down; `at_once` skips drain and grace, `drain_s` stands in for the policy's."""
 
     intent: int
     at_once: bool = False
+    drain_s: float | None = None
 
 
 class RestartRequested(msgspec.Struct, frozen=True, tag=kebab):
@@ -53,17 +55,26 @@ class RestartRequested(msgspec.Struct, frozen=True, tag=kebab):
     intent: int
 
 
-class DependenciesMet(msgspec.Struct, frozen=True, tag=kebab):
-    """Whatever this replica needs is there now (see `fleet.dependency_events`).
+class Cleared(msgspec.Struct, frozen=True, tag=kebab):
+    """What this replica waited for is so now: its dependencies, its GPUs, its turn.
 
     `incarnation` is the one after which it waits: what was true for an earlier wait proves nothing.
     """
 
+    hold: Hold
     incarnation: int
 
 
-class DependenciesLost(msgspec.Struct, frozen=True, tag=kebab):
-    """Something this replica needs isn't there; the reason names it."""
+class Held(msgspec.Struct, frozen=True, tag=kebab):
+    """Something this replica needs isn't so, or isn't so any more; the reason names it."""
+
+    hold: Hold
+    incarnation: int
+    reason: Reason
+
+
+class PeerLost(msgspec.Struct, frozen=True, tag=kebab):
+    """Another replica's failure ends this life too, as the file says; charged to nothing here."""
 
     incarnation: int
     reason: Reason
@@ -98,6 +109,14 @@ class SpawnFailed(msgspec.Struct, frozen=True, tag=kebab):
     incarnation: int
     code: str
     text: str
+
+
+class StartExtended(msgspec.Struct, frozen=True, tag=kebab):
+    """A starting member asks for more time: it wants to be ready within this from now."""
+
+    member: int
+    incarnation: int
+    by_s: float
 
 
 class BecameReady(msgspec.Struct, frozen=True, tag=kebab):
@@ -180,6 +199,7 @@ Request = StartRequested | StopRequested | RestartRequested
 MemberEvent = (
     Spawned
     | SpawnFailed
+    | StartExtended
     | BecameReady
     | LeaseMissed
     | LeaseRecovered
@@ -191,8 +211,6 @@ MemberEvent = (
     | TreeEmptied
     | TreeStuck
 )
-Event = (
-    Request | DependenciesMet | DependenciesLost | DaemonRestarted | DeadlineReached | MemberEvent
-)
+Event = Request | Cleared | Held | PeerLost | DaemonRestarted | DeadlineReached | MemberEvent
 EVENTS: tuple[type[Event], ...] = Event.__args__
 """Every kind of event, in the order of the table's columns."""

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from orchestrator.core.events import DependenciesLost, DependenciesMet
+from orchestrator.core.events import Cleared, Held
 from orchestrator.core.reasons import Cause, Reason
-from orchestrator.core.state import Phase, State
+from orchestrator.core.state import Hold, Phase, Stage, State
 from orchestrator.wire.ids import ReplicaId
 
 MET_BY: dict[str, frozenset[Phase]] = {
@@ -51,23 +51,32 @@ def unmet(needs: Sequence[Need], states: Mapping[ReplicaId, State]) -> Reason | 
 
 def dependency_events(
     needs: Needs, states: Mapping[ReplicaId, State]
-) -> list[tuple[ReplicaId, DependenciesMet | DependenciesLost]]:
+) -> list[tuple[ReplicaId, Cleared | Held]]:
     """List the events that bring each waiting replica's view of its dependencies up to date.
 
     Empty when nothing changed. Call it after every step and after an adoption, and step with what
     it returns at once: an event that lies in a mailbox meanwhile may be overtaken by the truth.
     """
-    events: list[tuple[ReplicaId, DependenciesMet | DependenciesLost]] = []
+    events: list[tuple[ReplicaId, Cleared | Held]] = []
     for replica, state in states.items():
         if state.phase is not Phase.WAITING:
             continue
         reason = unmet(needs.get(replica, ()), states)
-        if reason == state.unmet:
+        if reason == state.holds.get(Hold.DEPENDENCY):
             continue
-        told = state.incarnation
-        event = DependenciesLost(told, reason) if reason else DependenciesMet(told)
-        events.append((replica, event))
+        told, hold = state.incarnation, Hold.DEPENDENCY
+        events.append((replica, Held(hold, told, reason) if reason else Cleared(hold, told)))
     return events
+
+
+def wants_turn(state: State) -> bool:
+    """Whether this replica could start now if its turn had come."""
+    return state.phase is Phase.WAITING and state.holds.keys() == {Hold.TURN}
+
+
+def is_being_born(state: State) -> bool:
+    """Whether a birth of this replica is ordered and not yet confirmed: it takes up a turn."""
+    return any(member.stage is Stage.ORDERED for member in state.members)
 
 
 def stop_levels(replicas: Sequence[ReplicaId], needs: Needs) -> list[list[ReplicaId]]:

@@ -28,6 +28,7 @@ from orchestrator.core.state import (
     Counters,
     Deadline,
     Fault,
+    Hold,
     Member,
     Phase,
     Stage,
@@ -37,7 +38,11 @@ from orchestrator.core.state import (
 
 Step = tuple[State, tuple[Action, ...]]
 
-UNKNOWN = Reason(Cause.WAITING_DEPENDENCY, "asks whether what it depends on is there")
+UNKNOWN = {
+    Hold.DEPENDENCY: Reason(Cause.WAITING_DEPENDENCY, "asks whether what it depends on is there"),
+    Hold.GPU: Reason(Cause.WAITING_GPU, "asks whether its GPUs are free"),
+}
+NEXT_TURN = Reason(Cause.WAITING_TURN, "waits for its turn: others are being started")
 ASKED_TO_START = Reason(Cause.REQUESTED, "asked to start")
 ASKED_TO_STOP = Reason(Cause.REQUESTED, "stopped as asked")
 STOPPING_AS_ASKED = Reason(Cause.REQUESTED, "asked to stop")
@@ -80,20 +85,27 @@ def forgive(state: State) -> State:
 
 
 def begin(state: State, reason: Reason, delay_s: float, now: float, policy: Policy) -> Step:
-    """Enter `waiting`: what it depends on must be confirmed afresh at each start."""
+    """Enter `waiting`: what can hold it back must be cleared afresh at each start."""
     assert not state.members, "a start while the last life may not be over"
-    unmet = UNKNOWN if policy.depends else None
-    state = replace(state, unmet=unmet, not_before=now + delay_s)
+    state = replace(state, holds=unknown(policy), not_before=now + delay_s)
     return wait(enter(state, Phase.WAITING, reason, now), now, policy)
+
+
+def unknown(policy: Policy) -> dict[Hold, Reason]:
+    """Hold it back by everything that nobody has cleared yet."""
+    return {hold: UNKNOWN[hold] for hold in policy.holds}
 
 
 def wait(state: State, now: float, policy: Policy) -> Step:
     """Start if nothing holds it back, else wait for what does."""
     if now < state.not_before:
         return arm(state, Await.BACKOFF, state.not_before)
-    if state.unmet is not None:
-        waiting = replace(state, reason=state.unmet)
-        return arm(waiting, Await.PATIENCE, now + policy.patience_s)
+    if not state.holds and policy.crowded:
+        state = replace(state, holds={Hold.TURN: NEXT_TURN})
+    for hold in Hold:
+        if hold in state.holds:
+            waiting = replace(state, reason=state.holds[hold])
+            return arm(waiting, Await.PATIENCE, now + policy.patience_s)
     return launch(state, now, policy)
 
 
@@ -133,9 +145,11 @@ def show_readiness(state: State) -> State:
 # ---- towards an end ----------------------------------------------------------------------------
 
 
-def drain(state: State, reason: Reason, now: float, policy: Policy) -> Step:
-    """Ask all members to finish what they have."""
-    limit_s = policy.stop.drain_s
+def drain(
+    state: State, reason: Reason, now: float, policy: Policy, limit_s: float | None = None
+) -> Step:
+    """Ask all members to finish what they have, within `limit_s` or the policy's time."""
+    limit_s = policy.stop.drain_s if limit_s is None else limit_s
     state, armed = arm(enter(state, Phase.DRAINING, reason, now), Await.DRAIN, now + limit_s)
     return state, armed + orders(state, lambda index: Drain(index, state.incarnation, limit_s))
 

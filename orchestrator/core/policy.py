@@ -10,6 +10,7 @@ import enum
 import msgspec
 
 from orchestrator.core.reasons import Cause
+from orchestrator.core.state import Hold
 
 
 class Restart(enum.Enum):
@@ -48,10 +49,12 @@ class Intensity(msgspec.Struct, frozen=True, kw_only=True):
 class Start(msgspec.Struct, frozen=True, kw_only=True):
     """How long a start may take, and how long a starting worker gets when it is to stop.
 
-    The second is short because vLLM swallows a SIGTERM that comes while it loads.
+    A worker may ask for more time, up to `timeout_max_s` in all. `stop_grace_s` is short because
+    vLLM swallows a SIGTERM that comes while it loads.
     """
 
     timeout_s: float = 1800.0
+    timeout_max_s: float = 7200.0
     stop_grace_s: float = 5.0
 
 
@@ -101,7 +104,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
     `members`: size of the gang. `has_readiness`: ready when each member says so; without it, ready
     when started. `drains`: can be asked to finish its requests first. `oneshot`: exit 0 is the
-    purpose, not a crash. `depends`: starts only when told that its dependencies are met.
+    purpose, not a crash. `holds`: what must be cleared before each start. `crowded`: as many
+    others are being born as may be, so a start that nothing else holds back waits for its turn.
     `patience_s`: a wait without an end of its own is looked at again this often.
     """
 
@@ -116,5 +120,6 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     has_readiness: bool = True
     drains: bool = True
     oneshot: bool = False
-    depends: bool = False
+    holds: tuple[Hold, ...] = ()
+    crowded: bool = False
     patience_s: float = 60.0

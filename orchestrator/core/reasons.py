@@ -21,6 +21,8 @@ class Cause(enum.Enum):
     # Waiting, and for what.
     BACKOFF = "backoff"
     WAITING_DEPENDENCY = "waiting-dependency"
+    WAITING_GPU = "waiting-gpu"
+    WAITING_TURN = "waiting-turn"
     UNREADY = "unready"
 
     # Ends that the replica isn't to blame for: never charged to a budget.

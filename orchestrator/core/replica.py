@@ -27,21 +27,23 @@ from orchestrator.core import cells
 from orchestrator.core.events import (
     EVENTS,
     BecameReady,
+    Cleared,
     DaemonRestarted,
     DeadlineReached,
-    DependenciesLost,
-    DependenciesMet,
     Drained,
     Event,
+    Held,
     LeaseExpired,
     LeaseMissed,
     LeaseRecovered,
     MainExited,
+    PeerLost,
     RestartRequested,
     SaidBye,
     ShimLost,
     Spawned,
     SpawnFailed,
+    StartExtended,
     StartRequested,
     StopRequested,
     TreeEmptied,
@@ -87,10 +89,10 @@ TABLE: dict[Phase, dict[type[Event], Cell]] = {
         StartRequested: cell(cells.hurry, WAITING),
         RestartRequested: cell(cells.hurry, WAITING),
         StopRequested: cell(cells.rest, STOPPED),
-        DependenciesMet: cell(cells.dependencies_met, WAITING),
-        DependenciesLost: cell(cells.dependencies_lost, WAITING),
+        Cleared: cell(cells.cleared, WAITING),
+        Held: cell(cells.held, WAITING),
         DeadlineReached: cell(cells.look_again, WAITING),
-        DaemonRestarted: cell(cells.resume, WAITING),
+        DaemonRestarted: cell(cells.resume_wait, WAITING),
     },
     STARTING: {
         StartRequested: cell(cells.want_up, STARTING),
@@ -98,6 +100,7 @@ TABLE: dict[Phase, dict[type[Event], Cell]] = {
         StopRequested: cell(cells.stop, STOPPING),
         Spawned: cell(cells.note_birth, STARTING, READY),
         SpawnFailed: cell(cells.fail_at_birth, STOPPING),
+        StartExtended: cell(cells.extend_start, STARTING),
         BecameReady: cell(cells.note_ready, STARTING, READY),
         LeaseMissed: cell(cells.note_missed, STARTING),
         LeaseRecovered: cell(cells.note_recovered, STARTING),
@@ -106,6 +109,7 @@ TABLE: dict[Phase, dict[type[Event], Cell]] = {
         MainExited: cell(cells.fail_by_exit, STOPPING),
         TreeEmptied: cell(cells.fail_by_empty, STOPPING),
         ShimLost: cell(cells.fail_by_loss, STOPPING),
+        PeerLost: cell(cells.fail_by_peer, STOPPING),
         DeadlineReached: cell(cells.fail_by_timeout, STOPPING),
         DaemonRestarted: cell(cells.resume_start, STARTING),
     },
@@ -120,6 +124,7 @@ TABLE: dict[Phase, dict[type[Event], Cell]] = {
         MainExited: cell(cells.fail_by_exit, STOPPING),
         TreeEmptied: cell(cells.fail_by_empty, STOPPING),
         ShimLost: cell(cells.fail_by_loss, STOPPING),
+        PeerLost: cell(cells.fail_by_peer, STOPPING),
         DaemonRestarted: cell(cells.forget_leases, READY),
     },
     DRAINING: {
@@ -133,6 +138,7 @@ TABLE: dict[Phase, dict[type[Event], Cell]] = {
         MainExited: cell(cells.exit_in_drain, STOPPING),
         TreeEmptied: cell(cells.empty_in_drain, STOPPING),
         ShimLost: cell(cells.kill, STOPPING),
+        PeerLost: cell(cells.kill, STOPPING),
         DaemonRestarted: cell(cells.resume_drain, DRAINING),
     },
     STOPPING: {
@@ -185,6 +191,12 @@ IGNORED: frozenset[Key] = frozenset(
         (DRAINING, BecameReady),
         (STOPPING, BecameReady),
         (STOPPING, Drained),
+        # It has started, or will not.
+        (READY, StartExtended),
+        (DRAINING, StartExtended),
+        (STOPPING, StartExtended),
+        # This life is ending anyway, by its own failure or as asked.
+        (STOPPING, PeerLost),
         # Only a tree that we ordered killed can be stuck.
         (STARTING, TreeStuck),
         (READY, TreeStuck),
@@ -201,8 +213,9 @@ IMPOSSIBLE: frozenset[Key] = frozenset(
     # No deadline is armed.
     | {(phase, DeadlineReached) for phase in AT_REST}
     # Told only to those who wait; the gate drops it for who waits no longer.
-    | {(phase, DependenciesMet) for phase in Phase if phase is not WAITING}
-    | {(phase, DependenciesLost) for phase in Phase if phase is not WAITING}
+    | {(phase, event) for phase in Phase if phase is not WAITING for event in (Cleared, Held)}
+    # A life that isn't there can't be ended; the gate drops it.
+    | {(phase, PeerLost) for phase in Phase if phase not in LIVE}
     # All members were born before; the gate drops a second birth.
     | {(phase, event) for phase in (READY, DRAINING) for event in (Spawned, SpawnFailed)}
 )
@@ -251,12 +264,14 @@ def is_outdated(state: State, event: Event) -> bool:
         return event.intent <= state.intent
     if isinstance(event, DeadlineReached):
         return state.deadline is None or state.deadline.serial != event.serial
-    if isinstance(event, DependenciesMet | DependenciesLost):
+    if isinstance(event, Cleared | Held):
         return state.phase is not WAITING or event.incarnation != state.incarnation
     if isinstance(event, DaemonRestarted):
         return False
     if not state.members or event.incarnation != state.incarnation:
         return True
+    if isinstance(event, PeerLost):
+        return False
     assert 0 <= event.member < len(state.members), f"{state.name} has no member {event.member}"
     stage = state.members[event.member].stage
     if isinstance(event, Spawned | SpawnFailed):

@@ -17,7 +17,7 @@ import msgspec
 
 from orchestrator.core.policy import Backoff, Intensity, Policy, Restart
 from orchestrator.core.reasons import NOT_CHARGED, Cause, Reason
-from orchestrator.core.state import Counters, Fault
+from orchestrator.core.state import Counters, Fault, Hold
 
 ALWAYS_BY_CLASS = frozenset({Cause.CONFIG, Cause.GPU_LOST})
 """Classes whose retries count also after ready: time doesn't cure them."""
@@ -38,6 +38,10 @@ def judge(name: str, incarnation: int, counters: Counters, fault: Fault, policy:
         return Verdict(counters, 0.0, fault.reason)
     if policy.restart is Restart.NEVER:
         return Verdict(counters, None, fault.reason)
+    if cause is Cause.GPU_BUSY and fault.ready_s is None and Hold.GPU in policy.holds:
+        # Somebody took the GPU after it had been found free: the gate waits, no backoff does.
+        counters, last = charge_class(counters, fault, policy)
+        return Verdict(counters, None if last else 0.0, last or fault.reason)
     recovered = fault.ready_s is not None and fault.ready_s >= policy.backoff.reset_after_s
     row = 1 if recovered else counters.row + 1
     counters = msgspec.structs.replace(counters, row=row)

@@ -42,6 +42,14 @@ LIVE = frozenset({Phase.STARTING, Phase.READY, Phase.DRAINING, Phase.STOPPING})
 """Phases in which processes may exist."""
 
 
+class Hold(enum.Enum):
+    """What can keep a waiting replica from its start, beside a backoff; in the order of telling."""
+
+    DEPENDENCY = "dependency"
+    GPU = "gpu"
+    TURN = "turn"
+
+
 class Stage(enum.Enum):
     """How far one member's process tree is along its life."""
 
@@ -117,10 +125,10 @@ STOPPED_AT_FIRST = Reason(Cause.REQUESTED, "never started")
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """One replica. `members` is empty whenever no process of it can exist.
 
-    `name` is the replica id's text. `serial` numbers deadlines. `unmet`: why its dependencies hold
-    it back, None when they don't. `not_before`: end of the backoff. `entered_at`: since when it is
-    in this phase. `ready_at`: since when this incarnation is ready, None if it isn't.
-    `unkillable`: a killed tree won't go. `restarts`: new lives that a failure made necessary.
+    `name` is the replica id's text. `serial` numbers deadlines. `holds`: what keeps it from its
+    start, and why; empty unless it waits. `not_before`: end of the backoff. `entered_at`:
+    since when it is in this phase. `ready_at`: since when this incarnation is ready, None if it
+    isn't. `unkillable`: a killed tree won't go. `restarts`: new lives that failures made necessary.
     `last_failure` outlives the recovery, so that `status` can say why there was a restart.
     """
 
@@ -135,7 +143,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     reason: Reason = STOPPED_AT_FIRST
     last_failure: Reason | None = None
     fault: Fault | None = None
-    unmet: Reason | None = None
+    holds: dict[Hold, Reason] = {}
     not_before: float = 0.0
     entered_at: float = 0.0
     ready_at: float | None = None

@@ -1,6 +1,7 @@
 """From the operator's tables to the core's policy: names change, meanings don't."""
 
 from orchestrator.core import policy
+from orchestrator.core.state import Hold
 from orchestrator.topology.policies import RestartPolicy, StartPolicy, StopPolicy
 from orchestrator.topology.processes import Process
 from orchestrator.topology.roles import EngineRole
@@ -8,7 +9,10 @@ from orchestrator.topology.schema import Frontend
 
 
 def _policy(
-    restart: RestartPolicy, start: StartPolicy, stop: StopPolicy, **nature: bool | int
+    restart: RestartPolicy,
+    start: StartPolicy,
+    stop: StopPolicy,
+    **nature: bool | int | tuple[Hold, ...],
 ) -> policy.Policy:
     return policy.Policy(
         backoff=policy.Backoff(
@@ -36,7 +40,8 @@ def of_role(role: EngineRole) -> policy.Policy:
     """An engine: says when it is ready, and can drain."""
     return _policy(
         role.restart, role.start, role.stop,
-        members=role.members, depends=bool(role.depends_on),
+        members=role.members,
+        holds=(Hold.DEPENDENCY,) if role.depends_on else (),
     )  # fmt: skip
 
 
@@ -50,5 +55,6 @@ def of_process(process: Process) -> policy.Policy:
     return _policy(
         process.restart, process.start, process.stop,
         has_readiness=False, drains=False,
-        oneshot=process.oneshot, depends=bool(process.depends_on),
+        oneshot=process.oneshot,
+        holds=(Hold.DEPENDENCY,) if process.depends_on else (),
     )  # fmt: skip

@@ -16,14 +16,17 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import msgspec
+from msgspec import structs
 
 from orchestrator.core import actions, events, fleet
 from orchestrator.core.replica import step
-from orchestrator.core.state import State
+from orchestrator.core.state import Hold, State
 from orchestrator.daemon.publisher import Publisher
 from orchestrator.daemon.unit import Unit
 from orchestrator.wire.ids import ReplicaId
 
+BIRTHS_MAX = 8
+"""Replicas that may be under birth at once; the others wait for their turn."""
 TURN_MAX = 256
 """Events taken in one loop pass; sockets get their turn in between."""
 
@@ -65,6 +68,9 @@ class Supervisor:
         self._mailbox: deque[tuple[ReplicaId, events.Event]] = deque()
         self._timers: dict[ReplicaId, asyncio.TimerHandle] = {}
         self._scheduled = False
+        # Who waits for its turn, in order of coming, and who has it.
+        self._queue: dict[ReplicaId, None] = {}
+        self._births: set[ReplicaId] = set()
 
     def add(self, units: Iterable[Unit]) -> None:
         """Take care of these from now on."""
@@ -80,6 +86,7 @@ class Supervisor:
         unit = self.units.pop(replica)
         assert not unit.state.members, f"{replica} still has processes"
         self._disarm(replica)
+        self._queue.pop(replica, None)
         del self._families[replica.topology][replica]
         self._needs.get(replica.topology, {}).pop(replica, None)
         if not self._families[replica.topology]:
@@ -135,7 +142,9 @@ class Supervisor:
         """Decide and do; False when the event changes nothing."""
         now = asyncio.get_running_loop().time()
         before = unit.state
-        unit.state, ordered = step(before, event, now, unit.spec.policy)
+        crowded = len(self._births) >= BIRTHS_MAX
+        policy = structs.replace(unit.spec.policy, crowded=True) if crowded else unit.spec.policy
+        unit.state, ordered = step(before, event, now, policy)
         if unit.state is before and not ordered:
             return False
         self._save(unit.id, unit.state)
@@ -143,7 +152,22 @@ class Supervisor:
         self._record(unit, before, event, ordered, now)
         for action in ordered:
             self._perform(unit, action)
+        self._note_turns(unit)
         return True
+
+    def _note_turns(self, unit: Unit) -> None:
+        if fleet.wants_turn(unit.state):
+            self._queue.setdefault(unit.id)
+        else:
+            self._queue.pop(unit.id, None)
+        if fleet.is_being_born(unit.state):
+            self._births.add(unit.id)
+        else:
+            self._births.discard(unit.id)
+        free = BIRTHS_MAX - len(self._births)
+        for replica in list(self._queue)[: max(0, free)]:
+            del self._queue[replica]
+            self.post(replica, events.Cleared(Hold.TURN, self.units[replica].state.incarnation))
 
     def _perform(self, unit: Unit, action: actions.Action) -> None:
         match action:

@@ -226,7 +226,7 @@ def dependencies_checked_only_once():
     def make(right):
         def mutated(state, reason, delay_s, now, policy):
             if state.incarnation:
-                policy = replace(policy, depends=False)
+                policy = replace(policy, holds=())
             return right(state, reason, delay_s, now, policy)
 
         return mutated

@@ -13,7 +13,7 @@ from orchestrator.core import adopt, replica
 from orchestrator.core import events as e
 from orchestrator.core.fleet import MET_BY, Need
 from orchestrator.core.policy import Policy, Restart
-from orchestrator.core.state import Phase, State, routable
+from orchestrator.core.state import Hold, Phase, State, routable
 from orchestrator.wire.ids import ReplicaId
 from tests.sim.daemon import Daemon, DiedError
 from tests.sim.ledger import Ledger
@@ -253,7 +253,7 @@ def fleet_of(rng: Random):
             has_readiness=not oneshot and rng.random() < 0.75,
             drains=rng.random() < 0.7,
             oneshot=oneshot,
-            depends=bool(wants),
+            holds=(Hold.DEPENDENCY,) if wants else (),
             restart=rng.choice((Restart.ALWAYS,) * 6 + (Restart.ON_FAILURE, Restart.NEVER)),
         )
         needs[replica_id] = wants

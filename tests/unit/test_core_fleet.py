@@ -8,7 +8,7 @@ from orchestrator.core.fleet import Need, dependency_events, stop_levels
 from orchestrator.core.health import Health, health
 from orchestrator.core.policy import Lease, Policy
 from orchestrator.core.reasons import Cause
-from orchestrator.core.state import Phase, State, Want
+from orchestrator.core.state import Hold, Phase, State, Want
 from orchestrator.wire.ids import ReplicaId
 from tests.unit.core_driver import Driver
 
@@ -24,7 +24,7 @@ def at(phase: Phase, name: str = "t/db-0", **more) -> State:
 
 
 def test_who_waits_is_told_what_changed_and_only_that():
-    driver = Driver(Policy(depends=True), name="t/web-0").start()
+    driver = Driver(Policy(holds=(Hold.DEPENDENCY,)), name="t/web-0").start()
     states = {WEB: driver.state, DB: at(Phase.STARTING), CACHE: at(Phase.READY)}
     [(replica, told)] = dependency_events(NEEDS, states)
     assert replica == WEB

@@ -10,7 +10,16 @@ from orchestrator.core import diagram, replica
 from orchestrator.core import events as e
 from orchestrator.core.policy import Policy
 from orchestrator.core.reasons import Cause
-from orchestrator.core.state import AT_REST, Await, Deadline, Phase, Stage, decode, encode, routable
+from orchestrator.core.state import (
+    AT_REST,
+    Await,
+    Deadline,
+    Phase,
+    Stage,
+    decode,
+    encode,
+    routable,
+)
 from tests.unit.core_driver import SILENT, Driver
 
 GANG = Policy(members=3)
@@ -219,20 +228,6 @@ def test_a_start_while_it_stops_means_a_new_life_afterwards():
 def test_a_start_by_hand_skips_the_backoff():
     driver = Driver().start().ready().end(1, after_s=1.0).start()
     assert driver.phase is Phase.STARTING
-
-
-def test_dependencies_are_confirmed_afresh_at_each_start():
-    waits = Driver(Policy(depends=True)).start()
-    assert (waits.phase, waits.cause) == (Phase.WAITING, Cause.WAITING_DEPENDENCY)
-    waits.feed(e.DependenciesMet(0)).ready().end(1, after_s=1.0)
-    waits.deadline()
-    assert waits.phase is Phase.WAITING
-    waits.feed(e.DependenciesMet(0))
-    assert waits.phase is Phase.WAITING, "that was about the first start"
-    waits.feed(e.DependenciesMet(1))
-    assert waits.phase is Phase.STARTING
-    waits.feed(e.DependenciesMet(1))
-    assert waits.phase is Phase.STARTING
 
 
 # ---- gangs -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from orchestrator.core import actions as a
 from orchestrator.core import events as e
+from orchestrator.core import fleet
 from orchestrator.daemon import supervisor as module
 from tests.unit.daemon_stage import AGG, CHAIN
 
@@ -137,7 +138,13 @@ def test_hundreds_that_wait_for_one_start_without_recursion(stage):
     stage.up(text)
     stage.forget()
     stage.born(stage.unit("many/one-0"))
-    assert len(stage.ordered()) == 520
+    spawned = set()
+    while len(spawned) < 520:
+        births = set(stage.ordered()) - spawned
+        assert 0 < len(births) <= module.BIRTHS_MAX
+        spawned |= births
+        for name in births:
+            stage.born(stage.unit(name))
 
 
 def test_catching_up_starts_nobody_on_what_only_used_to_be_true(stage):
@@ -156,3 +163,15 @@ def test_catching_up_starts_nobody_on_what_only_used_to_be_true(stage):
     stage.call(adopt)
     assert stage.phase("chain/b-0") == "waiting"
     assert "chain/b-0" not in stage.ordered()
+
+
+def test_no_more_births_at_once_than_may_be(stage, monkeypatch):
+    monkeypatch.setattr(module, "BIRTHS_MAX", 1)
+    stage.up(AGG)
+    units = list(stage.supervisor.units.values())
+    assert len(units) > 2
+    for left in range(len(units) - 1, -1, -1):
+        being_born = [unit for unit in units if fleet.is_being_born(unit.state)]
+        waiting = [unit for unit in units if unit.state.phase.value == "waiting"]
+        assert (len(being_born), len(waiting)) == (1, left)
+        stage.born(being_born[0])
