@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ def variables_of(text: str) -> dict[str, str]:
     return {name: os.environ[name] for name in referenced_variables(text) if name in os.environ}
 
 
-def read(file: Path, *, buildable: bool = False) -> Topology:
+def read(file: Path, *, engine: str | None = None) -> Topology:
     """Load a topology, or print every complaint and exit with 2.
 
-    `buildable`: also refuse what is valid and not built yet.
+    `engine`: what `--engine` says to a verb that runs the file. It is also refused, then, for what
+    is valid and not built yet.
     """
     try:
         topology = load(file, os.environ)
@@ -31,19 +33,24 @@ def read(file: Path, *, buildable: bool = False) -> Topology:
             print(complaint, file=sys.stderr)
         number = len(complaints)
         fail(f"{file}: {number} mistake{'s' * (number != 1)}; nothing was started", INVALID)
-    if buildable and _notes(topology, ""):
+    if engine is not None and _notes(topology, _overridden(topology, engine), ""):
         fail(f"{file}: asks for what is not built yet; nothing was started", INVALID)
     return topology
 
 
-def _notes(topology: Topology, lead: str) -> bool:
+def _notes(topology: Topology, engines: Mapping[str, str], lead: str) -> bool:
     """Name on stderr what of a topology is not built yet; whether there is anything."""
     from orchestrator.topology.not_built import not_built
 
-    missing = not_built(topology)
+    missing = not_built(topology, engines)
     for each in missing:
         print(f"{lead}{each}", file=sys.stderr)
     return bool(missing)
+
+
+def _overridden(topology: Topology, engine: str) -> dict[str, str]:
+    """Each role's engine as the command line has it; none where it leaves that to the file."""
+    return {} if engine == "auto" else dict.fromkeys(topology.roles, engine)
 
 
 def validate(file: Path) -> int:
@@ -56,7 +63,7 @@ def validate(file: Path) -> int:
     if topology.processes:
         parts.append("processes: " + ", ".join(topology.processes))
     print(f"{file}: valid; {topology.name}; {'; '.join(parts)}")
-    if _notes(topology, "note: "):
+    if _notes(topology, {}, "note: "):
         print("note: `dynorch up` refuses it for that", file=sys.stderr)
     return 0
 
@@ -81,7 +88,8 @@ def plan(file: Path, engine: str, gpus: str | None, *, as_json: bool) -> int:
         print(json.dumps(msgspec.to_builtins(planned, str_keys=True), indent=2))
     else:
         sys.stdout.write(plan_text(planned))
-    _notes(topology, "note: not in this plan: ")
+    engines = {name: each.name for name, each in placements.engines.items()}
+    _notes(topology, engines, "note: not in this plan: ")
     return 0
 
 

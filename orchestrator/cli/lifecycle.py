@@ -37,12 +37,12 @@ def up(file: Path, engine: str, *, detach: bool, banner: bool = True) -> int:
 
     `banner`: say at the end how to use it.
     """
-    topology = read(file, buildable=True)
+    topology = read(file, engine=engine_choice(engine))
     here = dirs(create=True)
     arguments = {
         "file": str(file.absolute()),
         "variables": variables_of(file.read_text(encoding="utf-8")),
-        "engine": engine_choice(engine),
+        "engine": engine,
         "watch_pid": 0 if detach else os.getpid(),
     }
     with Client(here.run) as client, sigterm_interrupts():

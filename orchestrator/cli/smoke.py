@@ -43,8 +43,7 @@ class SmokeError(Exception):
 
 def smoke(file: Path, engine: str) -> int:
     """Up, requests, down, nothing left. The exit status tells."""
-    read(file, buildable=True)
-    engine_choice(engine)
+    read(file, engine=engine_choice(engine))
     begun = time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="dynorch-smoke-"))
     run = Path(tempfile.mkdtemp(prefix="dynorch-", dir=SHORT))

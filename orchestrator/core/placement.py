@@ -86,14 +86,21 @@ def resolve_engine(choice: EngineChoice, override: EngineChoice, inventory: Inve
     return Engine("sim", "no GPU is present, so the simulated engine answers")
 
 
+def resolve_engines(
+    topology: Topology, inventory: Inventory, override: EngineChoice
+) -> dict[str, Engine]:
+    """Each role's engine on this machine."""
+    return {
+        name: resolve_engine(role.engine, override, inventory)
+        for name, role in topology.roles.items()
+    }
+
+
 def place(
     topology: Topology, inventory: Inventory, engine: EngineChoice = "auto"
 ) -> Placements | list[Refusal]:
     """Give each worker its GPUs, or say why that is impossible, all reasons at once."""
-    engines = {
-        name: resolve_engine(role.engine, engine, inventory)
-        for name, role in topology.roles.items()
-    }
+    engines = resolve_engines(topology, inventory, engine)
     wishes: list[_Wish] = []
     for name, role in topology.roles.items():
         wishes += _role_wishes(topology.name, name, role, engines[name], inventory)

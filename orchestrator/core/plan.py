@@ -19,6 +19,8 @@ from orchestrator.topology.schema import FRONTEND, Topology
 from orchestrator.wire.ids import ReplicaId
 
 Kind = Literal["aggregated", "prefill", "decode", "frontend", "process"]
+RENDEZVOUS = "rendezvous"
+"""The port at which a gang's members meet, in `PlannedWorker.ports`."""
 ENTRIES = {
     "vllm": "workers.vllm.main:main",
     "sim": "workers.sim.main:main",
@@ -33,7 +35,8 @@ class PlannedWorker(msgspec.Struct, frozen=True, kw_only=True):
     forked worker; a plain command has none and is executed as `argv`. For vLLM `argv` is the
     equivalent command line. `options` goes into `WorkerConfig.options`: vLLM's flags, the
     simulator's timing and faults, the frontend's settings. `env` is what is added to the cleaned
-    environment of the daemon, sorted; what belongs to one incarnation isn't in it.
+    environment of the daemon, sorted; what belongs to one incarnation isn't in it. A port of 0 is
+    chosen at each start.
     """
 
     id: str
@@ -151,6 +154,7 @@ def _engine_worker(role: EngineRole, engine: Engine, placed: Placed) -> PlannedW
         gpus=tuple(gpu.index for gpu in placed.gpus),
         gpu_uuids=uuids,
         gpu_share=placed.share,
+        ports={RENDEZVOUS: 0} if role.members > 1 else {},
         options=(role_flags(role, placed.member) if engine.name == "vllm" else role.sim.options()),
         depends_on=role.depends_on,
     )

@@ -75,6 +75,11 @@ class Deployment:
         return self.topology.frontend.port if self.topology.has_frontend else 0
 
     @property
+    def ports(self) -> set[int]:
+        """Every port that the file names."""
+        return {port for worker in self.plan.workers for port in worker.ports.values() if port}
+
+    @property
     def endpoint(self) -> str:
         """Where clients go; empty without a frontend."""
         if not self.port:

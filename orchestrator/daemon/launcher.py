@@ -19,11 +19,12 @@ from typing import Protocol
 
 from orchestrator.core import actions, events
 from orchestrator.core.adopt import Alive, Ended, Found, Nothing
-from orchestrator.core.plan import PlannedWorker
+from orchestrator.core.plan import RENDEZVOUS, PlannedWorker
 from orchestrator.core.worker_env import PrivateDirs, worker_env
 from orchestrator.daemon.unit import Unit
 from orchestrator.host import records
 from orchestrator.host.orphans import end_orphans
+from orchestrator.host.port_table import NoPortError, PortTable
 from orchestrator.host.reaper import Reaper
 from orchestrator.host.rundir import RunDir
 from orchestrator.host.shim_link import ShimLink
@@ -32,6 +33,7 @@ from orchestrator.host.zygote_link import ZygoteError, ZygoteLink
 from orchestrator.wire import config, messages
 from orchestrator.wire.ids import LifeId, ReplicaId
 
+LOOPBACK = "127.0.0.1"
 NOFILE = 65_536
 """Open files a worker may have: one per connection, and vLLM warns below this."""
 
@@ -67,7 +69,7 @@ class Life:
 
 
 class Launcher:
-    """Lives by id, and the zygotes they come from."""
+    """Lives by id, the zygotes they come from, and the ports at which gangs meet."""
 
     def __init__(
         self,
@@ -76,12 +78,15 @@ class Launcher:
         reaper: Reaper,
         orders: Orders,
         post: Post,
+        *,
+        ports: PortTable,
     ) -> None:
         self._run_dir = run_dir
         self._zygotes = zygotes
         self._reaper = reaper
         self._orders = orders
         self._post = post
+        self._ports = ports
         self.lives: dict[LifeId, Life] = {}
 
     def perform(self, unit: Unit, action: actions.MemberAction) -> None:
@@ -109,15 +114,29 @@ class Launcher:
             self._unborn(life, str(error))
             return
         here = self.lives[life] = Life(unit, life, directory)
-        request = self._request(unit, life, planned, directory, log)
         try:
+            request = self._request(unit, life, planned, directory, log)
             zygote = self._zygotes("vllm" if planned.engine == "vllm" else "bare")
-        except ZygoteError as error:
+        except (NoPortError, ZygoteError) as error:
             self._forget(here)
             self._unborn(life, str(error))
             return
         future = zygote.spawn(request)
         future.add_done_callback(lambda done: self._spawned(here, done))
+
+    def _gang(self, unit: Unit, life: LifeId, planned: PlannedWorker) -> config.Gang | None:
+        """Where this life's gang meets: the same for all members, new for each incarnation."""
+        if RENDEZVOUS not in planned.ports:
+            return None
+        port = self._ports.take(gang_of(life))
+        self._show_port(unit, life)
+        size = len(unit.spec.members)
+        return config.Gang(member=life.member, size=size, host=LOOPBACK, port=port)
+
+    def _show_port(self, unit: Unit, life: LifeId) -> None:
+        heard, port = unit.of(life), self._ports.of(gang_of(life))
+        if heard is not None and port is not None:
+            heard.ports = {RENDEZVOUS: port}
 
     def _unborn(self, life: LifeId, text: str) -> None:
         self._post(life.of, events.SpawnFailed(life.member, life.incarnation, "", text))
@@ -133,7 +152,8 @@ class Launcher:
         )
         policy = unit.spec.policy
         spawn = {"argv": list(planned.argv)} if not planned.entry else {
-            "entry": planned.entry, "blob": self._blob(life, planned, directory), "path": sys.path,
+            "entry": planned.entry, "blob": self._blob(unit, life, planned, directory),
+            "path": sys.path,
         }  # fmt: skip
         return Spawn(
             life=str(life), nonce=nonce, directory=str(directory), env=env, log_path=str(log),
@@ -142,7 +162,7 @@ class Launcher:
             linger_s=policy.stop.linger_s, nofile=NOFILE, **spawn,
         )  # fmt: skip
 
-    def _blob(self, life: LifeId, planned: PlannedWorker, directory: Path) -> bytes:
+    def _blob(self, unit: Unit, life: LifeId, planned: PlannedWorker, directory: Path) -> bytes:
         return config.encode(
             config.WorkerConfig(
                 life=str(life),
@@ -154,6 +174,7 @@ class Launcher:
                 model=planned.model,
                 served_names=list(planned.served_names),
                 options=planned.options,
+                gang=self._gang(unit, life, planned),
             )
         )
 
@@ -259,6 +280,12 @@ class Launcher:
         del self.lives[here.id]
         self._orders.forget(here.id)
         self._run_dir.remove_life(here.directory)
+        if gang_of(here.id) not in self._gangs():
+            self._ports.release(gang_of(here.id))
+
+    def _gangs(self) -> set[str]:
+        """All incarnations of which something lives."""
+        return {gang_of(life) for life in self.lives}
 
     # ---- adoption ----------------------------------------------------------------------------
 
@@ -278,7 +305,17 @@ class Launcher:
         heard = unit.of(life)
         if heard is not None and here.record.main is not None:
             heard.main_pid = here.record.main.pid
+        self._show_port(unit, life)
         return Alive(pid=here.record.shim.pid)
+
+    def release_ports(self) -> None:
+        """Call it when all that lives was adopted: ports of what ended meanwhile may rest."""
+        self._ports.keep(self._gangs())
+
+
+def gang_of(life: LifeId) -> str:
+    """The name under which a life's gang owns ports: one incarnation of a replica."""
+    return f"{life.of}#{life.incarnation}"
 
 
 def facts_of(record: records.TreeEmpty, unit: Unit, life: LifeId) -> events.ExitFacts:

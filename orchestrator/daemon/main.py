@@ -42,6 +42,7 @@ from orchestrator.daemon.verbs import Verbs
 from orchestrator.host import procfs
 from orchestrator.host.journal import Journal
 from orchestrator.host.lock import DaemonLock, HeldError
+from orchestrator.host.port_table import PortTable
 from orchestrator.host.reaper import Reaper
 from orchestrator.host.rundir import (
     DirectoryError,
@@ -131,9 +132,11 @@ class Daemon:
             self._answer,
             self._unreadable,
         )
+        self._ports = PortTable(run_dir.ports, write_atomically, self._wanted_ports)
         self._launcher = Launcher(
-            run_dir, self._nursery.zygote, self._reaper, self._control, self._post
-        )
+            run_dir, self._nursery.zygote, self._reaper, self._control, self._post,
+            ports=self._ports,
+        )  # fmt: skip
         self._supervisor = Supervisor(self._launcher, self._save, self._publisher, self)
         self._deployments = Deployments(
             run_dir, state_dir, self._supervisor, self._publisher, self._end_if_idle
@@ -147,6 +150,9 @@ class Daemon:
 
     def _post(self, replica: ReplicaId, event: events.Event) -> None:
         self._supervisor.post(replica, event)
+
+    def _wanted_ports(self) -> set[int]:
+        return {port for found in self._deployments.by_name.values() for port in found.ports}
 
     def changed(self, unit: Unit, before: State) -> None:
         """See `Deployments.changed`."""
@@ -231,6 +237,7 @@ class Daemon:
         self._foreground.close()
         await self._control.stop()
         await self._nursery.close()
+        self._ports.close()
         self._publisher.stop()
         self._reaper.stop()
         self._context.destroy(linger=200)

@@ -42,6 +42,8 @@ def worker(unit: Unit, member: int) -> snapshot.WorkerStatus:
         id=str(life),
         pid=heard.main_pid if heard else None,
         gpus=[str(gpu) for gpu in planned.gpus],
+        ports={name: port for name, port in planned.ports.items() if port}
+        | (heard.ports if heard else {}),
         engine=planned.engine,
         progress=heard.progress if heard and starting else "",
         percent=heard.percent if heard and starting else None,

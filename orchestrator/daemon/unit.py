@@ -38,7 +38,7 @@ class UnitSpec:
 
 @dataclass(slots=True)
 class Heard:
-    """What one member's present life has said of itself."""
+    """What one member's present life has said of itself, and the ports it was given."""
 
     incarnation: int
     hello: Hello | None = None
@@ -47,6 +47,7 @@ class Heard:
     progress: str = ""
     percent: float | None = None
     main_pid: int | None = None
+    ports: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.core import events
-from orchestrator.core.placement import place
+from orchestrator.core.placement import place, resolve_engines
 from orchestrator.core.plan import Plan, build_plan
 from orchestrator.daemon.deployment import Deployment, Kept
 from orchestrator.daemon.deployments import Deployments
@@ -81,7 +81,8 @@ def read(kept: Kept) -> tuple[Topology, Plan]:
         topology = parse(kept.text, kept.file, kept.variables)
     except Invalid as invalid:
         raise RefusedError(INVALID, "\n".join(map(str, invalid.complaints))) from invalid
-    missing = not_built(topology)
+    engines = resolve_engines(topology, kept.inventory, kept.engine)
+    missing = not_built(topology, {name: each.name for name, each in engines.items()})
     if missing:
         raise RefusedError(INVALID, "\n".join(map(str, missing)))
     placements = place(topology, kept.inventory, kept.engine)

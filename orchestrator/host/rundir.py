@@ -105,6 +105,7 @@ class RunDir:
         self.lives = root / "lives"
         self.zygotes = root / "zygotes"
         self.code = root / "code"
+        self.ports = root / "ports.json"
 
     def create(self) -> None:
         """Make it, for us alone. DirectoryError says why that can't be."""

@@ -5,7 +5,7 @@ A file may be written today for what comes tomorrow; `validate` and `plan` take 
 builds a feature deletes its row.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from orchestrator.topology.complaints import Complaint, Finding, Path
@@ -14,11 +14,15 @@ from orchestrator.topology.schema import Topology
 
 @dataclass(frozen=True)
 class Row:
-    """A feature, where a topology asks for it, and what to write meanwhile."""
+    """A feature, where a topology asks for it, and what to write meanwhile.
+
+    `engine`: the only engine that it isn't built for; empty for all.
+    """
 
     feature: str
     asked: Callable[[Topology], Iterator[Path]]
     instead: str
+    engine: str = ""
 
 
 def _disaggregated(topology: Topology) -> Iterator[Path]:
@@ -76,8 +80,18 @@ def _readiness(topology: Topology) -> Iterator[Path]:
 ROWS = (
     Row("prefill and decode roles", _disaggregated, 'write kind = "aggregated"'),
     Row("KV transfer", _kv_transfer, "leave the table out"),
-    Row("gangs of data-parallel ranks", _gangs, "write replicas instead of data-parallel"),
-    Row("expert parallelism", _expert_parallel, "leave it out"),
+    Row(
+        "data-parallel ranks of vLLM",
+        _gangs,
+        'write replicas instead, or engine = "sim"',
+        engine="vllm",
+    ),
+    Row(
+        "expert parallelism of vLLM",
+        _expert_parallel,
+        'leave it out, or write engine = "sim"',
+        engine="vllm",
+    ),
     Row("prefix and KV routing", _routing, 'write routing = "least-loaded"'),
     Row("sharing a GPU", _fractions, "write a whole number of GPUs"),
     Row("workers in another interpreter", _interpreters, "install vLLM beside dynorch"),
@@ -85,11 +99,23 @@ ROWS = (
 )
 
 
-def not_built(topology: Topology) -> list[Complaint]:
-    """Everything in the topology that can't be run yet, in the order of the file."""
+def not_built(topology: Topology, engines: Mapping[str, str]) -> list[Complaint]:
+    """Everything in the topology that can't be run yet, in the order of the file.
+
+    `engines`: each role's engine, where the machine has been asked for it. What only vLLM can't do
+    yet is no reason against a role that is `auto` and of which nobody knows.
+    """
     complaints = [
         topology.source.complaint(Finding(path, f"{row.feature}: not built yet", row.instead))
         for row in ROWS
         for path in row.asked(topology)
+        if row.engine in ("", _engine_at(topology, engines, path))
     ]
     return sorted(complaints, key=lambda each: each.line)
+
+
+def _engine_at(topology: Topology, engines: Mapping[str, str], path: Path) -> str:
+    """Say which engine the role has that this path lies in."""
+    assert path[0] == "roles", path
+    name = str(path[1])
+    return engines.get(name, topology.roles[name].engine)

@@ -42,6 +42,9 @@ class Fault(Table):
     times: int | None = Field(
         default=None, ge=1, description="In how many incarnations; in all of them if not given."
     )
+    member: int | None = Field(
+        default=None, ge=0, description="In this member of a gang; in all of them if not given."
+    )
     line: str | None = Field(default=None, description="A line to print when it strikes.")
     size_bytes: Size | None = Field(
         default=None, alias="bytes", description="allocate: how much memory."
@@ -107,9 +110,16 @@ class EngineRole(Supervised):
         default=1, ge=1, description="Stages that the layers are cut into."
     )
     data_parallel: int = Field(
-        default=1, ge=1, description="Ranks, each a worker of its own, that serve as one replica."
+        default=1,
+        ge=1,
+        le=64,
+        description="Ranks, each a worker of its own, that start, serve, fail and stop as one "
+        "replica: a gang.",
     )
-    expert_parallel: bool = Field(default=False, description="Spread experts over all ranks.")
+    expert_parallel: bool = Field(
+        default=False,
+        description="Spread experts over all ranks. The simulated engine has no experts.",
+    )
     depends_on: Strings = Field(
         default=(), description="Roles or processes that must be ready first."
     )

@@ -44,7 +44,8 @@ def _place(worker: PlannedWorker) -> Iterator[tuple[str, str]]:
     if worker.engine:
         yield "engine", worker.engine
     yield "gpus", _gpus(worker)
-    yield from (("port", f"{name} {port}") for name, port in sorted(worker.ports.items()))
+    for name, port in sorted(worker.ports.items()):
+        yield "port", f"{name} {port or '(another one at each start)'}"
 
 
 def _command(worker: PlannedWorker) -> Iterator[tuple[str, str]]:

@@ -9,13 +9,25 @@ from typing import Any
 import msgspec
 
 
+class Gang(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker's place among `size` members, and where they meet: member 0 listens there.
+
+    The port is new for each incarnation.
+    """
+
+    member: int
+    size: int
+    host: str
+    port: int
+
+
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything one worker needs to run.
 
     `control` and `events` are the daemon's endpoints; `plane` is the ipc endpoint this worker
     binds (engines only); `state_dir` is private to the incarnation and removed after it.
     `options` belongs to the engine: `vllm serve` flags, the simulator's timing and faults, or the
-    frontend's settings.
+    frontend's settings. `gang` is None for a replica of one worker.
     """
 
     life: str
@@ -28,6 +40,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     served_names: list[str] = []
     beat_period_s: float = 1.0
     options: dict[str, Any] = {}
+    gang: Gang | None = None
 
 
 encode = msgspec.msgpack.Encoder().encode

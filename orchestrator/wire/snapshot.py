@@ -40,11 +40,13 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     `progress` is what a starting worker says that it does, `percent` how far it is (0 to 100).
     `requests` and `tokens` only grow in one life. `log` is a path; it exists once there was output.
+    `ports`: "http" of a frontend; "rendezvous" of a gang, another one in each incarnation.
     """
 
     id: str
     pid: int | None = None
     gpus: list[str] = []
+    ports: dict[str, int] = {}
     engine: str = ""
     progress: str = ""
     percent: float | None = None

@@ -72,7 +72,7 @@ def test_a_plain_command_is_ready_when_started():
     assert driver.cause is Cause.OK
 
 
-def test_s41_a_gang_is_ready_only_when_all_are_and_one_unready_takes_it_out_of_routing():
+def test_statement_41_a_gang_is_ready_only_when_all_are_and_one_unready_takes_it_out_of_routing():
     driver = Driver(GANG).start().born()
     driver.member(e.BecameReady, 0).member(e.BecameReady, 2)
     assert driver.phase is Phase.STARTING
@@ -233,12 +233,12 @@ def test_a_start_by_hand_skips_the_backoff():
 # ---- gangs -------------------------------------------------------------------------------------
 
 
-def test_s38_all_members_are_spawned_together():
+def test_statement_38_all_members_are_spawned_together():
     driver = Driver(GANG).start()
     assert driver.ordered(a.Spawn) == [a.Spawn(i, 1) for i in range(3)]
 
 
-def test_s37_one_death_kills_the_others_and_the_next_life_waits_for_all():
+def test_statement_37_one_death_kills_the_others_and_the_next_life_waits_for_all():
     driver = Driver(GANG).start().ready().member(e.MainExited, 1, 9, after_s=700.0)
     assert driver.ordered(a.Kill) == [a.Kill(i, 1) for i in range(3)]
     driver.empty(1, 9).empty(0, 9)
@@ -247,7 +247,7 @@ def test_s37_one_death_kills_the_others_and_the_next_life_waits_for_all():
     assert driver.ordered(a.Spawn) == [a.Spawn(i, 2) for i in range(3)]
 
 
-def test_s39_three_deaths_in_one_teardown_count_once_with_the_class_of_the_first():
+def test_statement_39_three_deaths_in_one_teardown_count_once_with_the_class_of_the_first():
     driver = Driver(GANG).start().ready().member(e.MainExited, 1, 9, after_s=5.0)
     driver.member(e.MainExited, 0, 2 << 8).member(e.ShimLost, 2)
     for member in range(3):
@@ -257,7 +257,7 @@ def test_s39_three_deaths_in_one_teardown_count_once_with_the_class_of_the_first
     assert "member 1" in driver.state.last_failure.sentence
 
 
-def test_s40_a_member_out_of_memory_twice_fails_the_gang():
+def test_statement_40_a_member_out_of_memory_twice_fails_the_gang():
     driver = Driver(GANG).start()
     for _ in range(2):
         if driver.phase is Phase.WAITING:
@@ -279,7 +279,7 @@ def test_a_member_that_cannot_be_born_takes_the_gang_down():
     assert "Resource temporarily" in driver.state.last_failure.sentence
 
 
-def test_s43_a_stop_during_teardown_or_backoff_spawns_nothing_afterwards():
+def test_statement_43_a_stop_during_teardown_or_backoff_spawns_nothing_afterwards():
     driver = Driver(GANG).start().ready().member(e.MainExited, 1, 9, after_s=5.0).stop()
     for member in range(3):
         driver.empty(member, 9)

@@ -21,6 +21,9 @@ class Launcher:
     def adopt(self, _unit, life, _directory):
         return Alive(pid=7) if str(life) in self.alive else Nothing()
 
+    def release_ports(self) -> None:
+        """Nothing has any."""
+
 
 class Heir:
     """The daemon after the one whose files lie there."""

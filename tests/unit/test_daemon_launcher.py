@@ -7,7 +7,9 @@ import pytest
 from orchestrator.core import actions as a
 from orchestrator.core import events as e
 from orchestrator.daemon import launcher as module
+from orchestrator.daemon.deployments import write_atomically
 from orchestrator.daemon.launcher import Launcher
+from orchestrator.host.port_table import PortTable
 from orchestrator.host.zygote_link import ZygoteError
 from orchestrator.wire import config, messages
 from tests.unit.daemon_stage import AGG, CHAIN
@@ -35,7 +37,10 @@ class Yard:
         self.told: list = []
         self.forgotten: list[str] = []
         self.no_zygote: ZygoteError | None = None
-        self.launcher = Launcher(stage.run_dir, self.zygotes, None, self, self.post)
+        self.ports = PortTable(stage.run_dir.ports, write_atomically)
+        self.launcher = Launcher(
+            stage.run_dir, self.zygotes, None, self, self.post, ports=self.ports
+        )
 
     def zygotes(self, profile):
         self.profiles.append(profile)

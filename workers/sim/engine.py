@@ -6,11 +6,13 @@ import logging
 
 from orchestrator import __version__
 from orchestrator.wire.config import WorkerConfig
+from orchestrator.wire.ids import LifeId
 from workers.runtime.engine import App as AsgiApp
 from workers.runtime.engine import Canary, Death, EngineConfigError, EngineStartError, Report
 from workers.sim.app import App
 from workers.sim.faults import Faults
 from workers.sim.options import decode_options
+from workers.sim.rendezvous import Rendezvous
 from workers.sim.stepper import Stepper
 
 log = logging.getLogger("dynorch.sim")
@@ -29,6 +31,7 @@ class SimEngine:
         self._config = config
         self._names = config.served_names or [config.model]
         self._stepper: Stepper | None = None
+        self._rendezvous: Rendezvous | None = None
         self._dead = asyncio.Event()
 
     async def start(self, report: Report) -> AsgiApp:
@@ -40,6 +43,7 @@ class SimEngine:
         stepper = Stepper(options, faults.on_tokens)
         self._stepper = stepper
         await faults.on_start()
+        await self._meet(report)
         for step in range(LOADING_STEPS if options.startup else 0):
             report("loading simulated weights", 100.0 * step / LOADING_STEPS)
             await asyncio.sleep(options.startup / LOADING_STEPS)
@@ -70,8 +74,18 @@ class SimEngine:
         """Count the tokens generated."""
         return self._stepper.tokens if self._stepper is not None else 0
 
-    async def stop(self, timeout_s: float) -> None:
-        """Hold nothing that must be freed."""
+    async def stop(self, timeout_s: float) -> None:  # noqa: ARG002 - leaving takes no time
+        """Leave the gang; nothing else must be freed."""
+        if self._rendezvous is not None:
+            self._rendezvous.close()
+
+    async def _meet(self, report: Report) -> None:
+        """Wait for the gang, if this worker has one; a peer that is lost later hangs the engine."""
+        if self._config.gang is None:
+            return
+        life = LifeId.parse(self._config.life)
+        self._rendezvous = Rendezvous(life, self._config.gang, self._freeze)
+        await self._rendezvous.meet(report)
 
     def _die(self, why: str) -> None:
         assert self._stepper is not None

@@ -2,7 +2,7 @@
 
 Each fault strikes once per life: during the start, with the Nth request, or when N tokens have
 been produced. The incarnation in the life's name decides whether it still holds, so a test can say
-"crashes twice, then runs".
+"crashes twice, then runs"; the member in it decides whom of a gang it strikes.
 """
 
 import asyncio
@@ -19,6 +19,11 @@ from workers.sim.options import Fault, FaultName
 FOREVER_S = "2147483647"
 
 
+def _concerns(fault: Fault, life: LifeId) -> bool:
+    over = fault.times is not None and life.incarnation > fault.times
+    return not over and fault.member in (None, life.member)
+
+
 class Faults:
     """The faults of one life. `die` and `freeze` are what the engine does for its own part."""
 
@@ -29,8 +34,7 @@ class Faults:
         die: Callable[[str], None],
         freeze: Callable[[], None],
     ) -> None:
-        incarnation = LifeId.parse(life).incarnation
-        self._pending = [f for f in faults if f.times is None or incarnation <= f.times]
+        self._pending = [fault for fault in faults if _concerns(fault, LifeId.parse(life))]
         self._requests = 0
         self._tokens_before = 0
         self._die = die

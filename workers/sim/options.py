@@ -28,13 +28,15 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_un
     """One thing that goes wrong, once per life.
 
     It strikes during the start, or with the Nth request, or when N tokens were produced; the
-    canary counts for neither. `times`: only in the first so many incarnations.
+    canary counts for neither. `times`: only in the first so many incarnations. `member`: only in
+    this member of a gang.
     """
 
     fault: FaultName
     after_requests: Positive | None = None
     after_tokens: Positive | None = None
     times: Positive | None = None
+    member: Annotated[int, msgspec.Meta(ge=0)] | None = None
     line: str = ""
     bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
     seconds: Seconds = 0.0

@@ -1,0 +1,147 @@
+"""Ports that we choose: never the same for two, never one that somebody has."""
+
+import os
+import socket
+
+import pytest
+
+from orchestrator.daemon.deployments import write_atomically
+from orchestrator.host import port_table
+from orchestrator.host.port_table import REST_S, NoPortError, PortTable
+
+
+class Tables:
+    """Tables over one span of free ports, and a clock."""
+
+    def __init__(self, folder) -> None:
+        self.folder = folder
+        self.now_s = 100.0
+        self.made: list[PortTable] = []
+        first = free_block(4)
+        self.span = range(first, first + 4)
+
+    def make(self, name: str = "ports.json", wanted=tuple) -> PortTable:
+        table = PortTable(
+            self.folder / name, write_atomically, wanted, clock=lambda: self.now_s, ports=self.span
+        )
+        self.made.append(table)
+        return table
+
+
+def free_block(count: int) -> int:
+    """The first of so many free ports in a row."""
+    for first in range(port_table.span()[0], port_table.span()[-1], count):
+        held = [port_table._bind(port) for port in range(first, first + count)]
+        free = all(held)
+        for one in held:
+            if one is not None:
+                one.close()
+        if free:
+            return first
+    raise AssertionError("no free ports here")
+
+
+@pytest.fixture
+def tables(tmp_path):
+    made = Tables(tmp_path)
+    yield made
+    for table in made.made:
+        table.close()
+
+
+def listener(port: int, *, reuse: bool) -> socket.socket:
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+    try:
+        made.bind(("127.0.0.1", port))
+        made.listen(1)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def test_each_owner_gets_its_own_port_and_keeps_it(tables):
+    table = tables.make()
+    first, second = table.take("a#1"), table.take("b#1")
+    assert first != second
+    assert (table.take("a#1"), table.of("b#1"), table.of("c#1")) == (first, second, None)
+
+
+def test_a_released_port_rests_for_a_minute(tables):
+    table = tables.make()
+    taken = [table.take(f"a#{number}") for number in range(1, 5)]
+    assert sorted(taken) == list(tables.span)
+    table.release("a#2")
+    with pytest.raises(NoPortError, match="no free port from"):
+        table.take("a#5")
+    tables.now_s += REST_S + 1.0
+    assert table.take("a#5") == taken[1]
+
+
+def test_a_held_port_is_its_listener_s_alone(tables):
+    port = tables.make().take("a#1")
+    with pytest.raises(OSError, match="in use"):
+        listener(port, reuse=False)
+    listener(port, reuse=True).close()
+
+
+def test_a_port_that_somebody_has_is_passed_over_and_its_holder_is_named(tables):
+    strangers = [listener(port, reuse=True) for port in tables.span]
+    try:
+        with pytest.raises(NoPortError, match=rf"is in use by pid {os.getpid()} \("):
+            tables.make().take("a#1")
+    finally:
+        for each in strangers:
+            each.close()
+
+
+def test_two_daemons_never_hold_the_same_port(tables):
+    one, other = tables.make("one"), tables.make("other")
+    assert {one.take("a#1"), one.take("b#1"), other.take("a#1"), other.take("b#1")} == set(
+        tables.span
+    )
+
+
+def test_ports_that_topologies_name_are_left_alone(tables):
+    *named, last = tables.span
+    table = tables.make(wanted=lambda: named)
+    assert table.take("a#1") == last
+
+
+def test_the_next_daemon_knows_what_is_taken_and_what_rests(tables):
+    table = tables.make()
+    kept, gone, rested = table.take("a#1"), table.take("b#1"), table.take("c#1")
+    table.release("c#1")
+    table.close()
+    heir = tables.make()
+    assert heir.of("a#1") == kept
+    heir.keep({"a#1"})
+    assert heir.take("d#1") not in {kept, gone, rested}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"boot":"another","ports":{"29000":{}}}'])
+def test_a_table_of_another_boot_or_of_none_is_empty(tables, content):
+    (tables.folder / "ports.json").write_bytes(content)
+    assert tables.make().take("a#1") in tables.span
+
+
+def test_a_full_disk_costs_no_port(tables):
+    def refuse(_path, _data):
+        raise OSError("No space left on device")
+
+    table = PortTable(tables.folder / "x", refuse, ports=tables.span)
+    tables.made.append(table)
+    assert table.take("a#1") in tables.span
+
+
+def test_no_client_of_the_kernel_s_gets_one(monkeypatch, tmp_path):
+    for text, span in (
+        ("32768\t60999\n", range(28_672, 32_768)),
+        ("1024 50000", range(50_001, 54_097)),
+        ("1024 65535", range(10_000, 14_096)),
+        ("", range(28_672, 32_768)),
+    ):
+        (tmp_path / "range").write_text(text)
+        monkeypatch.setattr(port_table, "KERNEL_RANGE", tmp_path / "range")
+        assert port_table.span() == span
