@@ -109,7 +109,7 @@ def not_built(topology: Topology, engines: Mapping[str, str]) -> list[Complaint]
         topology.source.complaint(Finding(path, f"{row.feature}: not built yet", row.instead))
         for row in ROWS
         for path in row.asked(topology)
-        if row.engine in ("", _engine_at(topology, engines, path))
+        if not row.engine or row.engine == _engine_at(topology, engines, path)
     ]
     return sorted(complaints, key=lambda each: each.line)
 
