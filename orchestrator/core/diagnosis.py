@@ -1,21 +1,43 @@
 """From how a run ended to why: a cause that decides about retrying, and a sentence for people.
 
-Several things are known about an end, and they don't weigh the same. An error at exec and the
-worker's own last words beat the log, the log beats the exit status, and the status alone says
-little: a READY vLLM whose engine died exits with 0. What the log may say before ready (a wrong
-flag, a taken port, no memory) is a different matter after it, so those rules hold before ready
-only. A wrong match can only lower the number of retries, never raise it.
+Several things are known about an end, and they don't weigh the same. An error at exec, the kernel's
+own count of processes that it killed, and the worker's last words beat the log; the log beats the
+exit status, and the status alone says little: a READY vLLM whose engine died exits with 0. In the
+log, the innermost process is asked first (see `log_lines`), and each thing said is looked up in the
+table of known failures (`failure_table`). What the log may say before ready (a wrong flag, a taken
+port, no memory) is a different matter after it, so most rows hold in one part of a life only.
+
+A main process that somebody killed is explained by nothing that it had written. And what isn't
+known is said to be unknown, with the first error of the innermost process: a wrong explanation
+costs more than none. A wrong match can only lower the number of retries, never raise it.
 """
 
+import re
 import signal
+from collections.abc import Iterator
 
 import msgspec
 
 from orchestrator.core.events import ExitFacts
+from orchestrator.core.failure_row import Row, When, fill
+from orchestrator.core.failure_table import ROWS
+from orchestrator.core.log_lines import (
+    INNERMOST,
+    OUTERMOST,
+    Finding,
+    Line,
+    findings,
+    last_line,
+    own_words,
+    parse,
+    printable,
+    recent,
+    unwrapped,
+)
 from orchestrator.core.reasons import Cause, Reason
 
-LINE_MAX = 240
-"""Characters of a log line that a reason quotes; the log has the rest."""
+RECENT_S, RECENT_LINES = 60, 200
+"""After ready, only what was logged this shortly before the end can be about it."""
 
 CONFIG_CODES = frozenset({2, 64, 78, 126, 127})
 """Exit codes that before ready mean a wrong command line or file, by old convention."""
@@ -35,65 +57,39 @@ SAYABLE = frozenset(
         Cause.GPU_BUSY,
         Cause.HOST_OOM,
         Cause.PORT_IN_USE,
+        Cause.START_CRASH,
         Cause.UNHEALTHY,
         Cause.ENGINE_DIED,
     }
 )
 """Causes that a worker's last words may claim; anything else it says is only text."""
 
-BEFORE_READY = frozenset({Cause.CONFIG, Cause.OOM_LOAD, Cause.GPU_BUSY, Cause.PORT_IN_USE})
+VAGUE = frozenset({Cause.START_CRASH, Cause.ENGINE_DIED, Cause.UNHEALTHY})
+"""Causes that name no cause: the text beside them, or the log, may."""
+
+BEFORE_READY = frozenset(
+    {
+        Cause.CONFIG,
+        Cause.OOM_LOAD,
+        Cause.GPU_BUSY,
+        Cause.PORT_IN_USE,
+        Cause.NETWORK,
+        Cause.START_CRASH,
+        Cause.START_TIMEOUT,
+    }
+)
 """Causes that explain a failed start; after ready the same words are a crash."""
 
-
-class Rule(msgspec.Struct, frozen=True):
-    """If a log line holds all of `words`: this cause, this advice."""
-
-    words: tuple[str, ...]
-    cause: Cause
-    advice: str = ""
-
-
-NOISE = (
-    "resource_tracker: There appear to be",
-    "There appear to be %d",
-    "destroy_process_group() was not called",
-    "nanobind: leaked",
-    "FutureWarning",
-    "Triton is installed, but doesn't include",
+FROM_OUTSIDE = frozenset(
+    {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 )
-"""What a dying Python, torch or vLLM prints after whatever happened: it explains nothing."""
+"""Signals that somebody else sends: what the process had logged before is no reason for them."""
 
-RULES = (
-    Rule(
-        ("Free memory on device", "less than desired"),
-        Cause.GPU_BUSY,
-        "somebody else holds memory on that GPU",
-    ),
-    Rule(
-        ("CUDA out of memory",),
-        Cause.OOM_LOAD,
-        "the model doesn't fit: more GPUs (tensor-parallel), quantisation, or a smaller model",
-    ),
-    Rule(
-        ("No available memory for the cache blocks",),
-        Cause.OOM_LOAD,
-        "raise gpu-memory-utilization, or use more GPUs",
-    ),
-    Rule(
-        ("larger than the available KV cache memory",),
-        Cause.OOM_LOAD,
-        "lower max-model-len, or raise gpu-memory-utilization",
-    ),
-    Rule(("Address already in use",), Cause.PORT_IN_USE, "another program listens on that port"),
-    Rule(("EADDRINUSE",), Cause.PORT_IN_USE, "another program listens on that port"),
-    Rule(("error: unrecognized arguments",), Cause.CONFIG, "fix the engine's flags"),
-    Rule(("is not a valid model identifier",), Cause.CONFIG, "check the model's name or path"),
-    Rule(("RepositoryNotFoundError",), Cause.CONFIG, "check the model's name, or set HF_TOKEN"),
-    Rule(("GatedRepoError",), Cause.CONFIG, "accept the model's licence and set HF_TOKEN"),
-    Rule(("EngineDeadError",), Cause.ENGINE_DIED),
-    Rule(("VLLM::EngineCore died",), Cause.ENGINE_DIED),
-)
-"""First match wins, in this order; of several matching lines the first in the log is quoted."""
+FROM_WORDS, FROM_STATUS = INNERMOST - 1, OUTERMOST + 1
+"""Depths of what isn't in the log: last words are asked first, the exit status last."""
+
+SHM_LOW_BYTES = 64 << 20
+"""Less than this left in /dev/shm, or a twentieth of it, and a SIGBUS is explained."""
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,18 +107,190 @@ def diagnose(end: End) -> Reason:
     facts = end.facts
     if facts.exec_error:
         return exec_failure(facts.exec_error, facts.command, end.name)
+    lines = parse(facts.tail)
     ending = ended(describe_status(facts.status), end.ready_s)
-    if end.bye_text or end.bye_code:
-        said = spoken(end, ending)
-        if said is not None:
-            return said
-    matched = match_log(end, ending)
-    if matched is not None:
-        return matched
-    line = last_line(facts.tail)
+    said = printable(end.bye_text or own_words(lines))
+    starved = out_of_memory(end, said, lines, ending)
+    if starved is not None:
+        return starved
+    claimed = claim(end)
+    if claimed is not None and claimed not in VAGUE and claimed is not Cause.CONFIG:
+        return Reason(claimed, said or ending, advice_for(claimed, end))
+    heard = sorted(worth_hearing(end, said, lines), key=lambda one: one.depth)
+    for hearsay in (False, True):
+        for finding in heard:
+            known = look_up(finding, end, lines, hearsay=hearsay)
+            if known is not None:
+                return explained(end, *known, ending=ending)
+    return unexplained(end, claimed, said, heard, ending)
+
+
+def claim(end: End) -> Cause | None:
+    """Read the cause that the worker's last words name; None if they name none of ours."""
+    known = {cause.value: cause for cause in SAYABLE}
+    cause = known.get(end.bye_code)
+    if cause in BEFORE_READY and end.ready_s is not None:
+        return Cause.CRASH if cause is not None else None
+    return cause
+
+
+def worth_hearing(end: End, said: str, lines: list[Line]) -> Iterator[Finding]:
+    """List what may tell why: last words, the log, and the signal that ended the main process."""
+    killer = signal_of(end.facts.status)
+    if said:
+        yield spoken(said + shm_words(said, end.facts))
+    if killer not in FROM_OUTSIDE:
+        if end.ready_s is not None:
+            lines = recent(lines, RECENT_S, RECENT_LINES)
+        yield from findings(lines)
+    if killer is not None:
+        words = describe_status(end.facts.status)
+        yield Finding(
+            FROM_STATUS, "", (words + shm_words(words, end.facts),), "", "", 0, traceback=False
+        )
+
+
+def spoken(text: str) -> Finding:
+    """Treat a sentence as the innermost process's own: whoever passed it on has looked for it."""
+    text = unwrapped(text)
+    return Finding(FROM_WORDS, "", (text,), text, "", 0, traceback=False)
+
+
+def look_up(
+    finding: Finding, end: End, lines: list[Line], *, hearsay: bool
+) -> tuple[Row, str, Finding] | None:
+    """Find the first row of the table that a finding satisfies, and the line that does."""
+    wrong_part = When.BEFORE if end.ready_s is not None else When.AFTER
+    before = ""
+    for row in ROWS:
+        if row.when in {wrong_part, When.NEVER} or row.hearsay is not hearsay:
+            continue
+        if row.seen and not before:
+            before = "\n".join(line.text for line in lines[: finding.number or len(lines)])
+        line = row.finds(finding, before)
+        if line is not None:
+            return row, line, finding
+    return None
+
+
+def explained(end: End, row: Row, line: str, finding: Finding, *, ending: str) -> Reason:
+    """Put a known failure in words, with the numbers that its line holds."""
+    values = row.values(line)
+    if finding.under:
+        values["under"] = printable(finding.under)
+    if end.facts.oom_kills is not None:
+        values["calm"] = ""
+    told = {name: printable(text) for name, text in values.items()}
+    parts = [fill(row.says, told), ending]
+    if finding.depth == FROM_STATUS:
+        parts.reverse()
+        line = ""
+    sentence = "; ".join(part for part in parts if part)
+    return Reason(cause_of(row, end), sentence, fill(row.todo, told), printable(line))
+
+
+def cause_of(row: Row, end: End) -> Cause:
+    """Name the class of a known failure. The table doesn't raise the retries that a status allows.
+
+    An exit code of old convention says "wrong command line"; a row that only means "try again"
+    knows no better.
+    """
+    base = cause_of_status(end.facts.status, end.ready_s)
+    said = claim(end)
+    if said is Cause.CONFIG:
+        return said
+    if end.ready_s is None:
+        weak = row.cause in {Cause.START_CRASH, Cause.NETWORK, Cause.START_TIMEOUT}
+        return base if base is Cause.CONFIG and weak else row.cause
+    if row.cause is Cause.GPU_LOST:
+        return row.cause
+    return said or base
+
+
+def unexplained(
+    end: End, claimed: Cause | None, said: str, heard: list[Finding], ending: str
+) -> Reason:
+    """Say honestly that the failure isn't known, and show what the innermost process said first."""
+    cause = claimed or cause_of_status(end.facts.status, end.ready_s)
+    if claimed is None and end.ready_s is not None and engine_died(end.facts.tail):
+        cause = Cause.ENGINE_DIED
+    if said and (claimed is not None or end.bye_text):
+        return Reason(cause, f"{said}; {ending}", advice_for(cause, end), said)
+    errors = [one for one in heard if INNERMOST <= one.depth < FROM_STATUS and not is_survived(one)]
+    first = next((one for one in errors if one.traceback), errors[0] if errors else None)
+    if first is not None and (first.traceback or first.process):
+        line = printable(first.lines[0])
+        who = f" of {first.process}" if first.process else ""
+        sentence = f"{ending}, for no reason that dynorch knows; first error{who}: {line}"
+        return Reason(cause, sentence, advice_for(cause, end), line)
+    line = last_line(end.facts.tail)
     sentence = f"{ending}; last line: {line}" if line else ending
-    cause = cause_of_status(facts.status, end.ready_s)
     return Reason(cause, sentence, advice_for(cause, end), line)
+
+
+def is_survived(finding: Finding) -> bool:
+    """Say whether it is known to end requests at most."""
+    return any(row.when is When.NEVER and row.finds(finding, "") for row in ROWS)
+
+
+def engine_died(tail: str) -> bool:
+    """Say whether vLLM's own server noticed that its engine is dead; it exits with 0 then."""
+    return "EngineDeadError" in tail or "VLLM::EngineCore died" in tail
+
+
+def why_silent(tail: str) -> tuple[str, str, str]:
+    """What the log tells about a life that was ended for its silence: sentence, advice, line.
+
+    Empty if it tells nothing. An error that would have ended it isn't asked for here: it hadn't.
+    """
+    lines = parse(tail)
+    for finding in [*findings(lines), *(spoken(line.text) for line in lines)]:
+        for row in ROWS:
+            line = row.finds(finding, "") if row.hangs else None
+            if line is not None:
+                values = {name: printable(text) for name, text in row.values(line).items()}
+                return fill(row.says, values), fill(row.todo, values), printable(line)
+    return "", "", ""
+
+
+# ---- what the kernel knows ---------------------------------------------------------------------
+
+
+def out_of_memory(end: End, said: str, lines: list[Line], ending: str) -> Reason | None:
+    """Blame the kernel's OOM killer: one of the tree was killed by SIGKILL, and its count rose."""
+    facts = end.facts
+    if not facts.oom_kills:
+        return None
+    texts = [said, *(line.text for line in recent(lines, RECENT_S, RECENT_LINES))]
+    killed = any(SIGKILLED.search(text) for text in texts)
+    if signal_of(facts.status) is not signal.SIGKILL and not killed:
+        return None
+    where = "in its cgroup" if facts.oom_in_cgroup else "on this machine"
+    limit = f" (limit {gib(facts.memory_limit_bytes)})" if facts.memory_limit_bytes else ""
+    held = f"; its largest process held {gib(facts.rss_peak_bytes)}" if facts.rss_peak_bytes else ""
+    who = f"{said}; " if said and "SIGKILL" in said else ""
+    sentence = f"the kernel killed it for want of memory {where}{limit}{held}; {who}{ending}"
+    advice = (
+        "give it more memory or let it use less: a smaller model, KV cache or CPU offload, fewer"
+        " workers; `dmesg` names the process"
+    )
+    return Reason(Cause.HOST_OOM, sentence, advice)
+
+
+SIGKILLED = re.compile(r"killed by SIGKILL|exit code: -9\b")
+
+
+def shm_words(text: str, facts: ExitFacts) -> str:
+    """Say beside a SIGBUS that /dev/shm is full, if it was."""
+    free, size = facts.shm_free_bytes, facts.shm_bytes
+    if "SIGBUS" not in text or free is None or free > max(SHM_LOW_BYTES, size // 20):
+        return ""
+    return f" while /dev/shm is full ({free >> 20} of {size >> 20} MiB left)"
+
+
+def gib(size: int) -> str:
+    """Write a size as people say it."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size >> 20} MiB"
 
 
 def exec_failure(code: str, command: str, name: str) -> Reason:
@@ -133,33 +301,6 @@ def exec_failure(code: str, command: str, name: str) -> Reason:
         return Reason(Cause.START_CRASH, sentence, f"see `dynorch logs {name}`")
     advice = f"fix `command` in the topology, then `dynorch start {name}`"
     return Reason(Cause.CONFIG, f"{what}: {command}" if command else what, advice, code)
-
-
-def spoken(end: End, ending: str) -> Reason | None:
-    """Take the worker's last words; None if they don't name a failure."""
-    known = {cause.value: cause for cause in SAYABLE}
-    cause = known.get(end.bye_code)
-    if cause is None:
-        return None
-    if end.ready_s is not None and cause in BEFORE_READY:
-        cause = Cause.CRASH
-    text = printable(end.bye_text) or ending
-    return Reason(cause, text, advice_for(cause, end))
-
-
-def match_log(end: End, ending: str) -> Reason | None:
-    """Find the first rule that one of the last log lines satisfies."""
-    lines = [printable(line) for line in end.facts.tail.splitlines()]
-    for rule in RULES:
-        if end.ready_s is not None and rule.cause in BEFORE_READY:
-            continue
-        for line in lines:
-            if all(word in line for word in rule.words):
-                cause = rule.cause
-                if cause is Cause.ENGINE_DIED and end.ready_s is None:
-                    cause = Cause.START_CRASH
-                return Reason(cause, f"{ending}: {line}", rule.advice, line)
-    return None
 
 
 def cause_of_status(status: int | None, ready_s: float | None) -> Cause:
@@ -195,6 +336,16 @@ def describe_status(status: int | None) -> str:
     return f"main process killed by {word} (not by us)"
 
 
+def signal_of(status: int | None) -> signal.Signals | None:
+    """Read from a raw wait status which signal ended it; None if none that has a name did."""
+    if status is None or not status & 0x7F:
+        return None
+    try:
+        return signal.Signals(status & 0x7F)
+    except ValueError:
+        return None
+
+
 def exit_code(status: int | None) -> int | None:
     """Read the exit code from a raw wait status; None if it didn't exit by itself."""
     if status is None or status & 0x7F:
@@ -216,18 +367,3 @@ def seconds(duration_s: float) -> str:
     if duration_s < 7200:
         return f"{duration_s / 60:.0f} min"
     return f"{duration_s / 3600:.1f} h"
-
-
-def last_line(tail: str) -> str:
-    """Return the last line that says anything about an end."""
-    for line in reversed(tail.splitlines()):
-        text = printable(line)
-        if text and not any(noise in text for noise in NOISE):
-            return text
-    return ""
-
-
-def printable(text: str) -> str:
-    """Make foreign text fit for one line of ours: no control characters, bounded length."""
-    clean = "".join(char if char.isprintable() else " " for char in text).strip()
-    return clean if len(clean) <= LINE_MAX else clean[: LINE_MAX - 3] + "..."

@@ -25,6 +25,12 @@ class ExitFacts(msgspec.Struct, frozen=True, kw_only=True):
     `status` is the main process's raw wait status, None when nobody saw it (the shim was killed).
     `exec_error` is the errno's name when the command couldn't be executed at all ("ENOENT").
     `tail`: the last log lines of the life. `killed`: descendants that had to be killed.
+
+    What the kernel noted: `oom_kills`, by how much its count of processes that it killed for want
+    of memory rose in this life (None: it couldn't be read), `oom_in_cgroup` whether that is the
+    count of the worker's own cgroup or the whole machine's; `memory_limit_bytes` of that cgroup,
+    0 for none; `rss_peak_bytes`: the most that one process of the tree held, 0 if unknown;
+    `shm_bytes`, `shm_free_bytes`: /dev/shm when main was gone.
     """
 
     status: int | None = None
@@ -33,6 +39,12 @@ class ExitFacts(msgspec.Struct, frozen=True, kw_only=True):
     asked: bool = False
     killed: int = 0
     tail: str = ""
+    oom_kills: int | None = None
+    oom_in_cgroup: bool = False
+    memory_limit_bytes: int = 0
+    rss_peak_bytes: int = 0
+    shm_bytes: int = 0
+    shm_free_bytes: int | None = None
 
 
 class StartRequested(msgspec.Struct, frozen=True, tag=kebab):

@@ -8,7 +8,7 @@ and the log, the last words and the exec error are all there.
 
 from msgspec.structs import replace
 
-from orchestrator.core.diagnosis import End, diagnose
+from orchestrator.core.diagnosis import End, diagnose, why_silent
 from orchestrator.core.events import ExitFacts
 from orchestrator.core.moves import with_member
 from orchestrator.core.reasons import Cause, Reason
@@ -55,13 +55,31 @@ def explain(state: State, index: int, facts: ExitFacts, ready_for_s: float | Non
 def sharpen(state: State, index: int, facts: ExitFacts) -> State:
     """Explain the first failure again now that its whole tree has left its log behind."""
     first = state.fault
-    if first is None or first.member != index or not first.exited or facts.status is None:
+    if first is None or first.member != index:
         return state
-    reason = explain(state, index, facts, first.ready_s)
+    if first.exited and facts.status is not None:
+        reason = explain(state, index, facts, first.ready_s)
+    elif first.reason.cause in SILENCES:
+        reason = with_why(first.reason, facts.tail)
+    else:
+        return state
     state = replace(state, fault=replace(first, reason=reason), last_failure=reason)
     if state.want is Want.DOWN or state.unkillable:
         return state
     return replace(state, reason=reason)
+
+
+SILENCES = frozenset({Cause.START_TIMEOUT, Cause.UNHEALTHY})
+"""Ends that we made because nothing was heard: the log may say why nothing was."""
+
+
+def with_why(reason: Reason, tail: str) -> Reason:
+    """Add what the log says about a silence, and what to do about that."""
+    says, todo, line = why_silent(tail)
+    if not says:
+        return reason
+    sentence = f"{reason.sentence}: {says}"
+    return replace(reason, sentence=sentence, advice=todo, evidence=line)
 
 
 def stuck(state: State, who: str) -> State:

@@ -90,6 +90,7 @@ class Retries(msgspec.Struct, frozen=True, kw_only=True):
     host_oom: int = 1
     start_timeout: int = 1
     start_crash: int = 2
+    network: int = 2
     port_in_use: int = 3
     gpu_busy: int = 5
 

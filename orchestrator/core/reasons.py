@@ -37,6 +37,7 @@ class Cause(enum.Enum):
     GPU_BUSY = "gpu-busy"
     HOST_OOM = "host-oom"
     PORT_IN_USE = "port-in-use"
+    NETWORK = "network"
     START_TIMEOUT = "start-timeout"
     START_CRASH = "start-crash"
     UNHEALTHY = "unhealthy"

@@ -2,8 +2,9 @@
 
 import pytest
 
-from orchestrator.core.diagnosis import End, diagnose, exec_failure, last_line
+from orchestrator.core.diagnosis import End, diagnose, exec_failure
 from orchestrator.core.events import ExitFacts
+from orchestrator.core.log_lines import last_line
 from orchestrator.core.reasons import Cause
 
 
@@ -44,7 +45,7 @@ def reason_of(ready_s=None, *, bye=("", ""), **facts):
             None,
             {"status": 11 | 0x80},
             Cause.START_CRASH,
-            "main process killed by SIGSEGV (not by us) before it was ready",
+            "main process killed by SIGSEGV (not by us) before it was ready; native code crashed",
         ),
         (7200.0, {"status": 0}, Cause.CRASH, "exited with code 0, 2.0 h after it became ready"),
         (
@@ -108,5 +109,5 @@ def test_an_unknown_exec_error_is_worth_another_try():
 
 
 def test_foreign_lines_are_made_fit_for_one_line():
-    assert last_line("x\n\x1b[31mred\x1b[0m\tend  \n \n") == "[31mred [0m end"
+    assert last_line("x\n\x1b[31mred\x1b[0m\tend  \n \n") == "red end"
     assert len(last_line("y" * 10_000)) == 240
