@@ -76,12 +76,17 @@ class Ear:
         return heard
 
 
+def rest(seconds: float) -> None:
+    """A pause that is part of a measure."""
+    select.select([], [], [], seconds)
+
+
 def until(condition: Callable[[], bool], within_s: float = 60.0) -> float:
     """Wait; the time it took."""
     begun = time.monotonic()
     while not condition():
         assert time.monotonic() - begun < within_s, "it never came about"
-        time.sleep(0.001)
+        rest(0.001)
     return time.monotonic() - begun
 
 
@@ -99,7 +104,7 @@ def crash(rival: Rival, root: Path, kills: int) -> dict[str, float]:
     times, pid = [], ear.hear(1)["one"]
     for _ in range(kills):
         # Younger than a second counts as a failed start with most of them.
-        time.sleep(1.2)
+        rest(1.2)
         begun = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         pid = ear.hear(1)["one"]
@@ -116,9 +121,9 @@ def many(rival: Rival, root: Path, count: int, idle_s: float) -> dict[str, float
     pids = ear.hear(count).values()
     found = {"start_s": time.monotonic() - begun}
     if idle_s:
-        time.sleep(3.0)
+        rest(3.0)
         supervisors = rival.supervisors()
-        time.sleep(1.0)
+        rest(1.0)
         before, used = sum(map(switches, supervisors)), sum(map(cpu_s, supervisors))
         watch(supervisors[0], idle_s)
         found["wakeups"] = sum(map(switches, supervisors)) - before
@@ -146,7 +151,7 @@ def log(rival: Rival, root: Path) -> dict[str, float]:
     while (now := size()) < whole and time.monotonic() - still < 5.0:
         if now != last:
             last, still = now, time.monotonic()
-        time.sleep(0.002)
+        rest(0.002)
     took = still - begun
     lines = b"".join(path.read_bytes() for path in rival.logs("log2") if path.exists()).split(b"\n")
     return {"mb_s": size() / 1e6 / took, "lost": LINES - len({line[-7:] for line in lines if line})}
@@ -163,13 +168,13 @@ def survivors(rival: Rival, root: Path) -> dict[str, float]:
     rival.start()
     until(lambda: len(zoo_pids(root)) >= 5)
     first = zoo_pids(root)
-    time.sleep(1.5)
+    rest(1.5)
     main = next(int(x.split()[1]) for x in (root / "pids").read_text().splitlines() if "main" in x)
     os.kill(main, signal.SIGKILL)
     until(lambda: len(zoo_pids(root)) >= 10)
     found = {"beside": sum(map(alive, first))}
     rival.stop()
-    time.sleep(5.0)
+    rest(5.0)
     found["after_stop"] = sum(map(alive, zoo_pids(root)))
     for pid in zoo_pids(root):
         if alive(pid):
@@ -186,7 +191,7 @@ def copies(rival: Rival, root: Path) -> dict[str, float]:
     for leftover in root.glob("*.pid"):
         leftover.unlink()
     rival.start()
-    time.sleep(4.0)
+    rest(4.0)
     while select.select([ear.fd], [], [], 0)[0]:
         pids.append(ear.hear(1)["one"])
     found = {"copies": sum(map(alive, pids))}
