@@ -235,20 +235,22 @@ def fail_by_silence(state: State, event: LeaseExpired, now: float, policy: Polic
 
 
 def note_missed(state: State, event: LeaseMissed, now: float, policy: Policy) -> Step:
-    """One member's beats are missing: the gang leaves routing, nobody is killed."""
-    state = with_member(state, event.member, replace(state.members[event.member], overdue=True))
+    """One member is silent or unwell: the gang leaves routing, nobody is killed."""
+    member = replace(state.members[event.member], overdue=True, unwell=event.reason)
+    state = with_member(state, event.member, member)
     return moves.show_readiness(state), ()
 
 
 def note_recovered(state: State, event: LeaseRecovered, now: float, policy: Policy) -> Step:
-    """It beats again."""
-    state = with_member(state, event.member, replace(state.members[event.member], overdue=False))
+    """It is well again."""
+    member = replace(state.members[event.member], overdue=False, unwell=None)
+    state = with_member(state, event.member, member)
     return moves.show_readiness(state), ()
 
 
 def forget_leases(state: State, event: Event, now: float, policy: Policy) -> Step:
     """A new daemon judges the beats anew."""
-    members = tuple(replace(member, overdue=False) for member in state.members)
+    members = tuple(replace(member, overdue=False, unwell=None) for member in state.members)
     return moves.show_readiness(replace(state, members=members)), ()
 
 

@@ -139,14 +139,18 @@ class BecameReady(msgspec.Struct, frozen=True, tag=kebab):
 
 
 class LeaseMissed(msgspec.Struct, frozen=True, tag=kebab):
-    """Too many beats in a row are missing: not routable, but not yet given up."""
+    """Too many beats in a row are missing, or they tell of trouble: not routable, not given up.
+
+    Without a reason, beats are missing.
+    """
 
     member: int
     incarnation: int
+    reason: Reason | None = None
 
 
 class LeaseRecovered(msgspec.Struct, frozen=True, tag=kebab):
-    """It beats again."""
+    """It beats again, and all is well."""
 
     member: int
     incarnation: int

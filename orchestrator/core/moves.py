@@ -137,7 +137,11 @@ def show_readiness(state: State) -> State:
     overdue = [index for index, member in enumerate(state.members) if member.overdue]
     if not overdue:
         return replace(state, reason=READY)
-    who = "it has" if len(state.members) == 1 else f"member {overdue[0]} has"
+    alone = len(state.members) == 1
+    if (unwell := state.members[overdue[0]].unwell) is not None:
+        said = unwell.sentence if alone else f"member {overdue[0]}: {unwell.sentence}"
+        return replace(state, reason=replace(unwell, sentence=said))
+    who = "it has" if alone else f"member {overdue[0]} has"
     sentence = f"{who} stopped beating; not routable until it does again"
     return replace(state, reason=Reason(Cause.UNREADY, sentence))
 

@@ -78,6 +78,26 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     expire_s: float = 30.0
 
 
+class Liveness(msgspec.Struct, frozen=True, kw_only=True):
+    """How a ready engine proves progress, and what it means when it can't.
+
+    Where no tokens flow, its processes are asked each `ask_period_s`. Unanswered for `unready_s`
+    makes it unready, for `hang_s` dead; while requests wait and no process is stopped these are
+    `hang_s` and `busy_s`. Work that waits for `stall_s` without a token is dead whatever answers.
+    Idle, it makes one token each `canary_period_s`; `canary_misses_max` failures in a row are
+    death, one is unready.
+    """
+
+    ask_period_s: float = 5.0
+    unready_s: float = 15.0
+    hang_s: float = 45.0
+    busy_s: float = 120.0
+    stall_s: float = 600.0
+    canary_period_s: float = 60.0
+    canary_timeout_s: float = 30.0
+    canary_misses_max: int = 3
+
+
 class Retries(msgspec.Struct, frozen=True, kw_only=True):
     """Retries of each failure class before ready, in a row; one more and the replica has failed.
 
@@ -115,6 +135,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     start: Start = Start()
     stop: Stop = Stop()
     lease: Lease = Lease()
+    liveness: Liveness = Liveness()
     retries: Retries = Retries()
     restart: Restart = Restart.ALWAYS
     members: int = 1

@@ -60,12 +60,16 @@ class Stage(enum.Enum):
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """Facts about one member of the present incarnation. `pid` is the shim's, 0 until known."""
+    """Facts about one member of the present incarnation. `pid` is the shim's, 0 until known.
+
+    `overdue`: its beats are missing or tell of trouble; `unwell`: of which.
+    """
 
     stage: Stage = Stage.ORDERED
     pid: int = 0
     ready: bool = False
     overdue: bool = False
+    unwell: Reason | None = None
     drained: bool = False
     bye_code: str = ""
     bye_text: str = ""
@@ -153,7 +157,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def routable(state: State) -> bool:
-    """Ready, and no member's beats are missing."""
+    """Ready, and no member is silent or unwell."""
     return state.phase is Phase.READY and not any(member.overdue for member in state.members)
 
 

@@ -1,7 +1,8 @@
 """What workers say, turned into events for the core and facts for the views.
 
 A message of a life that isn't the present one is answered by nothing and changes nothing. Beats
-never enter the mailbox: they renew a lease, and only the lease's verdicts are events. One timer
+never enter the mailbox: they renew a lease and tell how the worker fares, and only the verdicts on
+both (see `core.liveness`) are events. One timer
 serves all leases, armed for the one that must be looked at first, so a daemon without workers that
 beat has no timer at all.
 """
@@ -12,11 +13,12 @@ from typing import Protocol
 
 from msgspec import structs
 
-from orchestrator.core import events, lease
-from orchestrator.core.reasons import Cause, Reason
+from orchestrator.core import events, lease, liveness
+from orchestrator.core.lease import Verdict
 from orchestrator.core.state import LIVE, Phase
 from orchestrator.daemon.supervisor import Supervisor
 from orchestrator.daemon.unit import Heard, Unit
+from orchestrator.host import procfs
 from orchestrator.wire import messages
 from orchestrator.wire.ids import LifeId
 
@@ -55,10 +57,10 @@ class Hearing:
             case messages.Hello():
                 self._hello(unit, heard, life, message)
             case messages.Beat():
-                self._beat(speaker, heard, life, message)
                 if message.ready and unit.state.phase is Phase.STARTING:
                     # Its `Ready` went to a daemon that was dying.
                     self._post(life, events.BecameReady(life.member, life.incarnation))
+                self._beat(speaker, unit, life, message)
                 self._on_beat(unit, heard, message)
             case messages.Progress():
                 heard.progress, heard.percent = message.text, message.percent
@@ -77,22 +79,36 @@ class Hearing:
 
     def _hello(self, unit: Unit, heard: Heard, life: LifeId, hello: messages.Hello) -> None:
         heard.hello = hello
-        if heard.lease is None:
+        if heard.watch is None:
             self._watch(heard)
         if hello.ready:
             self._post(life, events.BecameReady(life.member, life.incarnation))
         self._on_hello(unit)
 
-    def _beat(self, speaker: Speaker, heard: Heard, life: LifeId, beat: messages.Beat) -> None:
+    def _beat(self, speaker: Speaker, unit: Unit, life: LifeId, beat: messages.Beat) -> None:
         speaker.send(life, messages.Ack(beat.seq))
+        heard = unit.of(life)
+        assert heard is not None, "take checked it"
         if heard.hello is None:
             speaker.send(life, messages.Greet())
-        if heard.lease is None:
+        if heard.watch is None:
             self._watch(heard)
+        assert heard.watch is not None, "just granted"
+        now = asyncio.get_running_loop().time()
+        heard.watch, news = liveness.hear(heard.watch, _vitals(beat), now, unit.spec.policy)
+        self._tell(life, news)
+
+    def _tell(self, life: LifeId, news: liveness.Finding | None) -> None:
+        """Make an event of a verdict that has changed."""
+        if news is None:
             return
-        heard.lease, verdict = lease.renew(heard.lease, asyncio.get_running_loop().time())
-        if verdict is lease.Verdict.FRESH:
+        if news.verdict is Verdict.FRESH:
             self._post(life, events.LeaseRecovered(life.member, life.incarnation))
+        elif news.verdict is Verdict.MISSED:
+            self._post(life, events.LeaseMissed(life.member, life.incarnation, news.reason))
+        else:
+            assert news.reason is not None, "a death has a reason"
+            self._post(life, events.LeaseExpired(life.member, life.incarnation, news.reason))
 
     def _on_beat(self, unit: Unit, heard: Heard, beat: messages.Beat) -> None:
         before, heard.beat = heard.beat, beat
@@ -100,7 +116,7 @@ class Hearing:
             self._on_applied(unit)
 
     def _watch(self, heard: Heard) -> None:
-        heard.lease = lease.grant(asyncio.get_running_loop().time())
+        heard.watch = liveness.begin(asyncio.get_running_loop().time())
         self._arm()
 
     def watch_adopted(self) -> None:
@@ -109,24 +125,24 @@ class Hearing:
             if unit.state.phase in LIVE and unit.spec.policy.has_readiness:
                 for member in range(len(unit.state.members)):
                     heard = unit.of(unit.life(member))
-                    if heard is not None and heard.lease is None:
+                    if heard is not None and heard.watch is None:
                         self._watch(heard)
 
-    def _leases(self) -> list[tuple[Unit, LifeId, Heard, lease.Lease]]:
+    def _watched(self) -> list[tuple[Unit, LifeId, Heard, liveness.Watch]]:
         found = []
         for unit in self._supervisor.units.values():
             for member in unit.heard:
                 life = unit.life(member)
                 heard = unit.of(life)
-                if heard is not None and heard.lease is not None:
-                    found.append((unit, life, heard, heard.lease))
+                if heard is not None and heard.watch is not None:
+                    found.append((unit, life, heard, heard.watch))
         return found
 
     def _arm(self) -> None:
         looks = [
             at
-            for unit, _, _, held in self._leases()
-            if (at := lease.next_look_at(held, unit.spec.policy.lease)) is not None
+            for unit, _, _, watch in self._watched()
+            if (at := lease.next_look_at(watch.lease, unit.spec.policy.lease)) is not None
         ]
         if self._timer is not None:
             self._timer.cancel()
@@ -136,18 +152,33 @@ class Hearing:
 
     def _look(self) -> None:
         now = asyncio.get_running_loop().time()
-        for unit, life, heard, held in self._leases():
-            heard.lease, verdict = lease.judge(held, now, unit.spec.policy.lease)
-            if verdict is lease.Verdict.MISSED:
-                self._post(life, events.LeaseMissed(life.member, life.incarnation))
-            elif verdict is lease.Verdict.EXPIRED:
-                self._post(life, self._expired(life, heard.lease))
+        for unit, life, heard, watch in self._watched():
+            who = _who(life, heard)
+            heard.watch, news = liveness.look(watch, who, now, unit.spec.policy)
+            self._tell(life, news)
         self._arm()
 
-    def _expired(self, life: LifeId, held: lease.Lease) -> events.LeaseExpired:
-        reason = Reason(
-            Cause.UNHEALTHY,
-            f"{life.worker} sent no heartbeat for {held.silent_s:.0f} s: stopped or frozen",
-            "look at its log; a process that is stopped (SIGSTOP, debugger) can't beat",
-        )
-        return events.LeaseExpired(life.member, life.incarnation, reason)
+
+def _who(life: LifeId, heard: Heard) -> str:
+    """Name the worker; with what the kernel says of its process, if that is stopped."""
+    pid = heard.main_pid or (heard.hello.pid if heard.hello is not None else 0)
+    process = procfs.stat(pid) if pid else None
+    if process is not None and process.state in "Tt":
+        return f"{life.worker} (pid {pid}, which is stopped)"
+    return life.worker
+
+
+def _vitals(beat: messages.Beat) -> liveness.Vitals | None:
+    """What a ready worker says of itself; one that loads may block and be mute."""
+    if not beat.ready:
+        return None
+    return liveness.Vitals(
+        loop_age_s=beat.loop_age_s,
+        loop_at=beat.loop_at,
+        engine_age_s=beat.engine_age_s,
+        suspect=beat.suspect,
+        stopped=beat.stopped,
+        stalled_s=beat.stalled_s,
+        canaries_missed=beat.canaries_missed,
+        canary_fault=beat.canary_fault,
+    )

@@ -163,6 +163,7 @@ class Launcher:
         )  # fmt: skip
 
     def _blob(self, unit: Unit, life: LifeId, planned: PlannedWorker, directory: Path) -> bytes:
+        policy = unit.spec.policy
         return config.encode(
             config.WorkerConfig(
                 life=str(life),
@@ -175,6 +176,12 @@ class Launcher:
                 served_names=list(planned.served_names),
                 options=planned.options,
                 gang=self._gang(unit, life, planned),
+                beat_period_s=policy.lease.period_s,
+                checks=config.Checks(
+                    ask_period_s=policy.liveness.ask_period_s,
+                    canary_period_s=policy.liveness.canary_period_s,
+                    canary_timeout_s=policy.liveness.canary_timeout_s,
+                ),
             )
         )
 

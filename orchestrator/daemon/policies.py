@@ -2,7 +2,7 @@
 
 from orchestrator.core import policy
 from orchestrator.core.state import Hold
-from orchestrator.topology.policies import RestartPolicy, StartPolicy, StopPolicy
+from orchestrator.topology.policies import LivenessPolicy, RestartPolicy, StartPolicy, StopPolicy
 from orchestrator.topology.processes import Process
 from orchestrator.topology.roles import EngineRole
 from orchestrator.topology.schema import Frontend
@@ -12,7 +12,7 @@ def _policy(
     restart: RestartPolicy,
     start: StartPolicy,
     stop: StopPolicy,
-    **nature: bool | int | tuple[Hold, ...],
+    **nature: bool | int | tuple[Hold, ...] | policy.Lease | policy.Liveness,
 ) -> policy.Policy:
     return policy.Policy(
         backoff=policy.Backoff(
@@ -36,10 +36,30 @@ def _policy(
     )
 
 
+def _liveness(alive: LivenessPolicy) -> dict[str, policy.Lease | policy.Liveness]:
+    """One table of the file, two judges: of silence, and of what is said."""
+    return {
+        "lease": policy.Lease(
+            period_s=alive.beat_s, misses_max=alive.misses, expire_s=alive.expire_s
+        ),
+        "liveness": policy.Liveness(
+            ask_period_s=alive.ask_s,
+            unready_s=alive.unready_s,
+            hang_s=alive.hang_s,
+            busy_s=alive.busy_s,
+            stall_s=alive.stall_s,
+            canary_period_s=alive.canary_s,
+            canary_timeout_s=alive.canary_timeout_s,
+            canary_misses_max=alive.canary_misses,
+        ),
+    }
+
+
 def of_role(role: EngineRole) -> policy.Policy:
     """An engine: says when it is ready, and can drain."""
     return _policy(
         role.restart, role.start, role.stop,
+        **_liveness(role.liveness),
         members=role.members,
         holds=(Hold.DEPENDENCY,) if role.depends_on else (),
     )  # fmt: skip
@@ -47,7 +67,8 @@ def of_role(role: EngineRole) -> policy.Policy:
 
 def of_frontend(frontend: Frontend) -> policy.Policy:
     """The frontend says when it is ready, and can drain."""
-    return _policy(frontend.restart, frontend.start, frontend.stop)
+    alive = _liveness(frontend.liveness)
+    return _policy(frontend.restart, frontend.start, frontend.stop, **alive)
 
 
 def of_process(process: Process) -> policy.Policy:

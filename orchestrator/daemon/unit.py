@@ -8,7 +8,7 @@ forgotten with the incarnation it was said in.
 from dataclasses import dataclass, field
 
 from orchestrator.core.fleet import Need
-from orchestrator.core.lease import Lease
+from orchestrator.core.liveness import Watch
 from orchestrator.core.plan import PlannedWorker
 from orchestrator.core.policy import Policy
 from orchestrator.core.state import State, routable
@@ -43,7 +43,7 @@ class Heard:
     incarnation: int
     hello: Hello | None = None
     beat: Beat | None = None
-    lease: Lease | None = None
+    watch: Watch | None = None
     progress: str = ""
     percent: float | None = None
     main_pid: int | None = None

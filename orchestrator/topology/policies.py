@@ -83,6 +83,59 @@ class StopPolicy(Table):
     )
 
 
+class LivenessPolicy(Table):
+    """How a ready worker proves that it makes progress, and what it means when it can't.
+
+    `beat`, `ask` and `canary` count from the worker's next start, the rest at once.
+    """
+
+    beat_s: PositiveDuration = Field(default=1.0, description="How often a worker beats.")
+    misses: int = Field(
+        default=5,
+        ge=1,
+        description="So many beats in a row are missing, or its event loop hasn't turned for that "
+        "long: no new requests until that is over.",
+    )
+    expire_s: PositiveDuration = Field(
+        default=30.0, description="No beat, or no turn of its loop, for this long: restart."
+    )
+    ask_s: PositiveDuration = Field(
+        default=5.0,
+        description="Where no tokens flow, how often the engine's processes are asked for an "
+        "answer.",
+    )
+    unready_s: PositiveDuration = Field(
+        default=15.0,
+        description="They owe an answer for this long: no new requests until it comes.",
+    )
+    hang_s: PositiveDuration = Field(
+        default=45.0,
+        description="They owe an answer for this long: restart. While requests wait and no process "
+        "is stopped: no new requests.",
+    )
+    busy_s: PositiveDuration = Field(
+        default=120.0,
+        description="They owe an answer for this long while requests wait: restart. More than the "
+        "longest step of the engine, a large prefill or a compilation.",
+    )
+    stall_s: PositiveDuration = Field(
+        default=600.0,
+        description="Requests wait in the engine and not one token comes for this long: restart, "
+        "even if it answers.",
+    )
+    canary_s: Duration = Field(
+        default=60.0, description="How often an idle engine makes a token as a test; 0s for never."
+    )
+    canary_timeout_s: PositiveDuration = Field(
+        default=30.0, description="How long that token may take."
+    )
+    canary_misses: int = Field(
+        default=3,
+        ge=1,
+        description="So many tests in a row fail: restart. After the first: no new requests.",
+    )
+
+
 class LogPolicy(Table):
     """The worker's log file: stdout and stderr together, rotated by size."""
 

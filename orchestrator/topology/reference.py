@@ -35,6 +35,7 @@ TITLES = {
     "StartPolicy": "[start], likewise",
     "StopPolicy": "[stop], likewise",
     "LogPolicy": "[log], likewise",
+    "LivenessPolicy": "[liveness], also inside a role or the frontend",
 }
 
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from orchestrator.topology.policies import Supervised
+from orchestrator.topology.policies import LivenessPolicy, Supervised
 from orchestrator.topology.table import Gpus, Names, Strings, Table
 from orchestrator.topology.units import Duration, Size
 
@@ -25,6 +25,7 @@ class Fault(Table):
         "exit-0",
         "hang",
         "engine-hang",
+        "engine-stall",
         "engine-death",
         "slow-start",
         "ignore-term",
@@ -99,6 +100,9 @@ class EngineRole(Supervised):
     vllm: dict[str, Any] = Field(
         default={},
         description="Any `vllm serve` flag, without dashes in front, checked by vLLM itself.",
+    )
+    liveness: LivenessPolicy = Field(
+        default_factory=LivenessPolicy, description="How it proves that it makes progress."
     )
     sim: Sim = Field(default_factory=Sim, description="The simulated engine's timing and faults.")
     tensor_parallel: int | None = Field(

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import Field, PrivateAttr
 
 from orchestrator.topology.complaints import Source
-from orchestrator.topology.policies import Supervised
+from orchestrator.topology.policies import LivenessPolicy, Supervised
 from orchestrator.topology.processes import Process
 from orchestrator.topology.roles import PYTHON_DESCRIPTION, EngineRole
 from orchestrator.topology.table import Names, Table
@@ -49,6 +49,10 @@ class Frontend(Supervised):
         ge=0,
         le=10,
         description="Times a request is sent elsewhere before its first byte.",
+    )
+    liveness: LivenessPolicy = Field(
+        default_factory=LivenessPolicy,
+        description="How it proves that it is alive; what is said of engines doesn't apply.",
     )
 
     def options(self) -> dict[str, Any]:
@@ -97,6 +101,9 @@ class Topology(Supervised):
     kv_transfer: KvTransfer | None = Field(
         default=None, description="KV cache from prefill to decode."
     )
+    liveness: LivenessPolicy = Field(
+        default_factory=LivenessPolicy, description="How workers prove that they make progress."
+    )
     _source: Source = PrivateAttr(default_factory=Source)
 
     @property
@@ -118,9 +125,11 @@ class Topology(Supervised):
 
 def inherit(topology: Topology) -> Topology:
     """Fill the outer defaults into roles, frontend and processes."""
-    frontend = topology.frontend.model_copy(update=_inherited(topology, topology.frontend))
+    alive = _over(topology.liveness, topology.frontend.liveness)
+    update = _inherited(topology, topology.frontend) | {"liveness": alive}
+    frontend = topology.frontend.model_copy(update=update)
     roles = {
-        name: role.model_copy(update=_inherited(topology, role) | _model(topology, role))
+        name: role.model_copy(update=_inherited(topology, role) | _engine(topology, role))
         for name, role in topology.roles.items()
     }
     processes = {
@@ -142,12 +151,16 @@ def _inherited(topology: Topology, table: Supervised, *, drains: bool = True) ->
     }
 
 
-def _model(topology: Topology, role: EngineRole) -> dict[str, Any]:
-    """Keep a role with a model of its own from answering to the name of the topology's."""
+def _engine(topology: Topology, role: EngineRole) -> dict[str, Any]:
+    """What only engines have.
+
+    A role with a model of its own doesn't answer to the name of the topology's.
+    """
     served = role.served_model_name
     if served is None and role.model is None:
         served = topology.served_model_name
     return {
+        "liveness": _over(topology.liveness, role.liveness),
         "model": role.model or topology.model,
         "served_model_name": served,
         "python": role.python or topology.python,

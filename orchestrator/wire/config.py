@@ -21,6 +21,18 @@ class Gang(msgspec.Struct, frozen=True, kw_only=True):
     port: int
 
 
+class Checks(msgspec.Struct, frozen=True, kw_only=True):
+    """How an engine worker examines its engine; the daemon judges what it finds.
+
+    `ask_period_s`: a round trip through the engine's processes where no tokens flow.
+    `canary_period_s`: one token where nobody wants any; 0 for never.
+    """
+
+    ask_period_s: float = 5.0
+    canary_period_s: float = 60.0
+    canary_timeout_s: float = 30.0
+
+
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything one worker needs to run.
 
@@ -39,6 +51,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     served_names: list[str] = []
     beat_period_s: float = 1.0
+    checks: Checks = Checks()
     options: dict[str, Any] = {}
     gang: Gang | None = None
 

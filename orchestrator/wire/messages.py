@@ -49,6 +49,12 @@ class Beat(msgspec.Struct, frozen=True, tag="beat", kw_only=True):
 
     `loop_age_s`: seconds since the worker's event loop last turned. `tokens` and `requests` only
     grow. `routes_version`: frontends only, the table they have applied.
+
+    The rest says how the worker fares; all ages are seconds that it was awake for. `loop_at`: where
+    a blocked loop is. `engine_age_s`: since when the engine's processes owe an answer; `suspect`:
+    what the kernel says of them meanwhile, `stopped` if one of them is stopped. `stalled_s`: since
+    when work has waited in the engine without one token. `canaries_missed`: test requests in a row
+    that failed, the last of them with `canary_fault`.
     """
 
     life: str
@@ -59,6 +65,13 @@ class Beat(msgspec.Struct, frozen=True, tag="beat", kw_only=True):
     tokens: int
     loop_age_s: float
     routes_version: int = 0
+    loop_at: str = ""
+    engine_age_s: float = 0.0
+    suspect: str = ""
+    stopped: bool = False
+    stalled_s: float = 0.0
+    canaries_missed: int = 0
+    canary_fault: str = ""
 
 
 class Drained(msgspec.Struct, frozen=True, tag="drained"):

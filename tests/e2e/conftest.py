@@ -14,7 +14,9 @@ from typing import IO
 
 import pytest
 
+from tests.e2e.worker import Daemon, Frontend, Worker
 from tests.eventually import eventually
+from workers.sim.main import main
 
 COMMAND = [sys.executable, "-m", "orchestrator.cli.main"]
 
@@ -153,3 +155,38 @@ def dynorch_factory():
     """Makes one that the tests of a module share."""
     with contextlib.ExitStack() as stack:
         yield lambda: stack.enter_context(running())
+
+
+@pytest.fixture
+def daemon(tmp_path):
+    """A fake daemon for one real worker."""
+    made = Daemon(tmp_path)
+    yield made
+    made.context.destroy(linger=0)
+
+
+@pytest.fixture
+def start(tmp_path, daemon):
+    """Starts real workers under the fake daemon."""
+    workers = []
+
+    def begin(entry=main, **fields):
+        workers.append(Worker(entry, tmp_path, daemon, **fields))
+        return workers[-1]
+
+    yield begin
+    for worker in workers:
+        worker.kill()
+        sys.stdout.write(f"pid {worker.pid}: status {worker.status}, said {worker.said()!r}\n")
+
+
+@pytest.fixture
+def frontend(daemon):
+    """Connects to a worker's request plane."""
+    made = []
+
+    def connect(worker):
+        made.append(Frontend(daemon.context, worker.config.plane))
+        return made[-1]
+
+    return connect

@@ -14,7 +14,6 @@ import pytest
 
 from orchestrator.wire import config as wire_config
 from orchestrator.wire import messages, plane
-from tests.e2e.worker import Daemon, Frontend, Worker
 from tests.eventually import eventually
 from workers.runtime.serve import serve
 from workers.sim.engine import SimEngine
@@ -22,38 +21,6 @@ from workers.sim.main import main
 
 SLOW = json.dumps({"prompt": "a", "max_tokens": 4000, "stream": True}).encode()
 SHORT = json.dumps({"prompt": "a", "max_tokens": 3}).encode()
-
-
-@pytest.fixture
-def daemon(tmp_path):
-    made = Daemon(tmp_path)
-    yield made
-    made.context.destroy(linger=0)
-
-
-@pytest.fixture
-def start(tmp_path, daemon):
-    workers = []
-
-    def begin(entry=main, **fields):
-        workers.append(Worker(entry, tmp_path, daemon, **fields))
-        return workers[-1]
-
-    yield begin
-    for worker in workers:
-        worker.kill()
-        sys.stdout.write(f"pid {worker.pid}: status {worker.status}, said {worker.said()!r}\n")
-
-
-@pytest.fixture
-def frontend(daemon):
-    made = []
-
-    def connect(worker):
-        made.append(Frontend(daemon.context, worker.config.plane))
-        return made[-1]
-
-    return connect
 
 
 def blocking_start(blob):
@@ -74,7 +41,7 @@ def test_words_come_in_order(start, daemon):
     ready = daemon.wait_for(messages.Ready)
     assert ready.models == ["m"]
     beat = daemon.wait_for(messages.Beat, lambda beat: beat.ready)
-    assert (beat.requests, beat.tokens, beat.inflight) == (1, 1, 0)
+    assert (beat.requests, beat.tokens, beat.inflight) == (0, 0, 0)
     hello = daemon.heard[0]
     assert isinstance(hello, messages.Hello)
     assert (hello.pid, hello.engine, hello.ready) == (worker.pid, "sim", False)
@@ -335,17 +302,18 @@ def test_a_hung_loop_is_told_by_the_beats(start, daemon, frontend):
     worker = start(options={"faults": [{"fault": "hang", "after-requests": 1}]})
     daemon.wait_for(messages.Ready)
     frontend(worker).open(1, SHORT)
-    daemon.wait_for(messages.Beat, lambda beat: beat.loop_age_s > 0.3)
+    beat = daemon.wait_for(messages.Beat, lambda beat: beat.loop_age_s > 1.1)
+    assert "threading.py" in beat.loop_at
 
 
 def test_a_hung_engine_makes_no_progress(start, daemon, frontend):
     worker = start(options={"faults": [{"fault": "engine-hang", "after-tokens": 10}]})
     daemon.wait_for(messages.Ready)
     frontend(worker).open(1, SLOW)
-    daemon.wait_for(messages.Beat, lambda beat: beat.tokens == 11)
+    daemon.wait_for(messages.Beat, lambda beat: beat.tokens == 10)
     daemon.forget()
     beat = daemon.wait_for(messages.Beat, lambda beat: beat.seq > 20)
-    assert (beat.tokens, beat.inflight, beat.ready) == (11, 1, True)
+    assert (beat.tokens, beat.inflight, beat.ready) == (10, 1, True)
 
 
 def test_term_can_be_ignored(start, daemon):

@@ -52,6 +52,11 @@ class Daemon:
 
         return eventually(found, within_s)
 
+    def said(self, kind):
+        """All messages of a kind so far."""
+        self.pump()
+        return [message for message in self.heard if isinstance(message, kind)]
+
     def forget(self):
         self.pump()
         self.heard.clear()

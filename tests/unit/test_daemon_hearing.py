@@ -134,6 +134,27 @@ def test_silence_for_too_long_is_death(stage, worker):
     assert stage.phase("agg/worker-1") == "ready"
 
 
+def test_what_hangs_is_named_and_leaves_the_table_until_it_is_well(stage, worker):
+    stage.beat(worker, engine_age_s=16.0, suspect="VLLM::Worker (pid 8) is stopped", stopped=True)
+    assert not worker.routable
+    assert "VLLM::Worker (pid 8) is stopped" in worker.state.reason.sentence
+    stage.beat(worker, engine_age_s=0.0)
+    assert worker.routable
+    stage.beat(worker, loop_age_s=31.0, loop_at="spin (x.py:1)")
+    assert stage.phase("agg/worker-0") == "stopping"
+    assert "spin (x.py:1)" in worker.state.fault.reason.sentence
+
+
+def test_a_loading_worker_may_block_its_loop(stage):
+    stage.up(AGG)
+    unit = stage.unit("agg/worker-0")
+    stage.born(unit)
+    stage.hello(unit)
+    stage.beat(unit, ready=False, loop_age_s=300.0)
+    stage.say(unit, m.Ready(stage.life(unit), ["m"]))
+    assert unit.routable
+
+
 def test_a_daemon_that_was_stopped_itself_judges_nobody(stage, worker):
     stage.jump(3600)
     keep_beating(stage, 3)

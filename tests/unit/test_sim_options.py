@@ -38,7 +38,7 @@ def test_right_options():
 
 def faults(life, *wanted):
     struck = []
-    made = Faults(list(wanted), life, struck.append, lambda: struck.append("frozen"))
+    made = Faults(list(wanted), life, struck.append, lambda _mute: struck.append("frozen"))
     return made, struck
 
 

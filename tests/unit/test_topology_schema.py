@@ -95,7 +95,7 @@ faults = [
   { fault = "crash", signal = 9, times = 2 },
   { fault = "exit-0", after-tokens = 3, line = "bye" },
   { fault = "hang", after-requests = 3 },
-  { fault = "engine-hang" }, { fault = "engine-death" },
+  { fault = "engine-hang" }, { fault = "engine-stall" }, { fault = "engine-death" },
   { fault = "slow-start", delay = "1500ms" },
   { fault = "ignore-term" }, { fault = "leak-child" }, { fault = "leak-daemon" },
   { fault = "allocate", bytes = "1KiB" },
@@ -109,8 +109,8 @@ def test_the_simulated_engine_takes_what_the_schema_gives():
     taken = sim_options.decode_options(role.sim.options())
     assert taken.startup == 1
     assert [each.fault for each in taken.faults] == [each.fault for each in role.sim.faults]
-    assert taken.faults[5].seconds == 1.5
-    assert taken.faults[9].bytes == 1024
+    assert taken.faults[6].seconds == 1.5
+    assert taken.faults[10].bytes == 1024
 
 
 def test_both_know_the_same_faults():

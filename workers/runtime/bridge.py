@@ -19,6 +19,7 @@ import zmq
 
 from orchestrator.wire import plane
 from orchestrator.wire.sockets import Context, Reader, Socket, bind_ipc, fields, make_socket
+from workers.runtime import canary
 from workers.runtime.engine import App
 from workers.runtime.exchange import Exchange, scope_of
 from workers.runtime.outbox import Outbox, Sent
@@ -45,6 +46,8 @@ class _Peer(NamedTuple):
 
     outbox: Outbox
     exchanges: dict[int, Exchange]
+    counts: bool
+    """False for our own canary: its requests are in no figure, and nobody waits for them."""
 
 
 class Bridge:
@@ -131,7 +134,9 @@ class Bridge:
     def _open(self, peer_id: bytes, request: plane.Open) -> None:
         peer = self._peers.get(peer_id)
         if peer is None:
-            peer = self._peers[peer_id] = _Peer(Outbox(peer_id), {})
+            peer = self._peers[peer_id] = _Peer(
+                Outbox(peer_id), {}, counts=not peer_id.startswith(canary.PEER)
+            )
         refusal = self.refusing
         if self.inflight >= OPEN_MAX:
             refusal = f"the worker has {OPEN_MAX} requests open, its limit"
@@ -146,9 +151,10 @@ class Bridge:
     def _begin(self, peer: _Peer, request: plane.Open) -> None:
         exchange = Exchange(request, peer.outbox, self._flush_soon)
         peer.exchanges[request.id] = exchange
-        self.requests += 1
-        self.inflight += 1
-        self._idle.clear()
+        if peer.counts:
+            self.requests += 1
+            self.inflight += 1
+            self._idle.clear()
         exchange.task = self._loop.create_task(self._run(peer, exchange, request))
 
     async def _run(self, peer: _Peer, exchange: Exchange, request: plane.Open) -> None:
@@ -164,9 +170,10 @@ class Bridge:
                 log.exception("%s %s failed", request.method, request.path)
         exchange.end(error)
         del peer.exchanges[exchange.id]
-        self.inflight -= 1
-        if not self.inflight:
-            self._idle.set()
+        if peer.counts:
+            self.inflight -= 1
+            if not self.inflight:
+                self._idle.set()
         self._forget(peer)
 
     def _cancel(self, exchange: Exchange, why: str) -> None:

@@ -2,10 +2,12 @@
 
 An engine whose constructor returned, whose `/health` says 200 and whose model is listed may still
 be unable to produce a token. So the worker is its own first client: a DEALER on its own request
-plane sends one request and reads a token back. Only then does the daemon hear `Ready`.
+plane sends one request and reads a token back. Only then does the daemon hear `Ready`. The same
+request, sent while the worker is idle, shows that it still can (see `rounds`).
 """
 
 import asyncio
+import itertools
 
 import msgspec
 import zmq
@@ -20,6 +22,8 @@ ANSWER_S = 180.0
 """For one try; a first request may compile for half a minute, or much longer on a slow machine."""
 MARK = (b"x-dynorch-canary", b"1")
 """Header by which an engine can tell the canary from its clients."""
+PEER = b"dynorch-canary-"
+"""The bridge leaves requests of such a peer out of its figures; also how request ids begin."""
 GOOD_ENDS = (None, "stop", "length")
 """An `abort` or `error` comes with status 200 and is no proof of anything."""
 
@@ -32,6 +36,7 @@ class _Completion(msgspec.Struct):
     choices: list[_Choice] = []
 
 
+_numbers = itertools.count()
 _decode_completion = msgspec.json.Decoder(_Completion).decode
 
 
@@ -41,15 +46,18 @@ async def prove(context: Context, endpoint: str, canary: Canary) -> None:
     for attempt in range(TRIES_MAX):
         if attempt:
             await asyncio.sleep(RETRY_S)
-        fault = await _try_once(context, endpoint, canary)
+        fault = await once(context, endpoint, canary, ANSWER_S)
         if not fault:
             return
     raise EngineStartError(f"the first request, {canary.method} {canary.path}, {fault}")
 
 
-async def _try_once(context: Context, endpoint: str, canary: Canary) -> str:
+async def once(context: Context, endpoint: str, canary: Canary, within_s: float) -> str:
     """Send one request; empty if it was answered well, else what was wrong with the answer."""
     socket = make_socket(context, zmq.DEALER, hwm=64)
+    name = PEER + str(next(_numbers)).encode()
+    # A name of its own each time: what the one before left behind dies with its connection.
+    socket.routing_id = name
     items: asyncio.Queue[plane.Up] = asyncio.Queue()
 
     def on_message(frames: list[bytes]) -> None:
@@ -57,17 +65,17 @@ async def _try_once(context: Context, endpoint: str, canary: Canary) -> str:
             items.put_nowait(item)
 
     reader = Reader(socket, on_message)
-    headers = [(b"content-type", b"application/json"), MARK]
+    headers = [(b"content-type", b"application/json"), (b"x-request-id", name), MARK]
     request = plane.Open(1, canary.method, canary.path, b"", headers, canary.body)
     try:
         socket.connect(endpoint)
         reader.start()
         socket.send(plane.encode([request]), zmq.NOBLOCK)
         reader.kick()
-        async with asyncio.timeout(ANSWER_S):
+        async with asyncio.timeout(within_s):
             return await _judge(items)
     except TimeoutError:
-        return f"had no answer after {ANSWER_S:.0f} s"
+        return f"had no answer after {within_s:g} s"
     finally:
         reader.stop()
         socket.close(linger=0)

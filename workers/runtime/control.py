@@ -23,6 +23,7 @@ import zmq
 from orchestrator.wire import messages
 from orchestrator.wire.config import WorkerConfig
 from orchestrator.wire.sockets import Context, Socket, make_socket
+from workers.runtime.pulse import Awake
 
 BEATS_QUEUED_MAX = 16
 """Messages a stalled daemon may leave in our pipe; further beats are dropped."""
@@ -30,6 +31,8 @@ RECONNECT_MS = 50
 RECONNECT_MAX_MS = 500
 HANDSHAKE_MS = 2000
 """A daemon that accepts and says nothing (half dead, or its socket held by a child) is left."""
+TELL_PLACE_AFTER_S = 1.0
+"""A loop that hasn't turned for so long is worth a look at what the main thread does."""
 FLUSH_S = 0.5
 """How long last words may wait for a daemon that isn't reading."""
 
@@ -45,6 +48,12 @@ class Gauge(msgspec.Struct, frozen=True):
     requests: int = 0
     tokens: int = 0
     routes_version: int = 0
+    engine_age_s: float = 0.0
+    suspect: str = ""
+    stopped: bool = False
+    stalled_s: float = 0.0
+    canaries_missed: int = 0
+    canary_fault: str = ""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -68,6 +77,7 @@ class Session:
         models: Callable[[], list[str]],
         on_drain: Callable[[float], None],
     ) -> None:
+        self.awake = Awake(config.beat_period_s)
         self._config = config
         self._identity = identity
         self._gauge = gauge
@@ -136,7 +146,8 @@ class Session:
             if now >= beat_at or self._beat_early:
                 self._beat_early = False
                 beat_at = max(min(beat_at, now) + self._config.beat_period_s, now)
-                self._beat(socket, now)
+                self.awake.tick(now)
+                self._beat(socket)
             # Asking for POLLOUT only while something waits keeps an idle session asleep.
             poller.register(socket, zmq.POLLIN | (zmq.POLLOUT if self._slots else 0))
             poller.poll(max(0, int((beat_at - time.monotonic()) * 1000) + 1))
@@ -182,28 +193,31 @@ class Session:
         elif isinstance(message, messages.Drain):
             self._on_loop(self._on_drain, message.deadline_s)
 
-    def _beat(self, socket: Socket, now: float) -> None:
+    def _beat(self, socket: Socket) -> None:
         gauge = self._gauge()
         # `Ready` is posted before the gauge shows it, so said here it is never heard after.
         if not self._speak(socket):
             return
         self._seq += 1
+        loop_age_s = self._probe_loop()
         beat = messages.Beat(
             life=self._config.life,
             seq=self._seq,
-            loop_age_s=self._probe_loop(now),
+            loop_age_s=loop_age_s,
+            loop_at=_place() if loop_age_s > TELL_PLACE_AFTER_S else "",
             **msgspec.structs.asdict(gauge),
         )
         # Nobody there or nobody reading: the next beat says it better.
         with contextlib.suppress(zmq.Again):
             socket.send(messages.encode(beat), zmq.NOBLOCK)
 
-    def _probe_loop(self, now: float) -> float:
+    def _probe_loop(self) -> float:
         """Age of the oldest turn we asked for and didn't get: one callback per beat at most."""
-        if self._probed_at is not None:
-            return now - self._probed_at
+        probed_at = self._probed_at
+        if probed_at is not None:
+            return self.awake.s - probed_at
         if self._loop is not None:
-            self._probed_at = now
+            self._probed_at = self.awake.s
             self._on_loop(self._turned)
         return 0.0
 
@@ -227,3 +241,13 @@ class Session:
             ready=self._gauge().ready,
             models=self._models(),
         )
+
+
+def _place() -> str:
+    """Where the main thread is now: function, file and line. The loop runs nowhere else."""
+    main = threading.main_thread().ident
+    frame = None if main is None else sys._current_frames().get(main)  # noqa: SLF001
+    if frame is None:
+        return ""
+    file = os.path.basename(frame.f_code.co_filename)  # noqa: PTH119
+    return f"{frame.f_code.co_name} ({file}:{frame.f_lineno})"

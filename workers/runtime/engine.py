@@ -7,7 +7,7 @@ handler and never exits the process; it raises or returns, and the runtime decid
 
 Order of calls: `start` once; then `models`, `canary`, `wait_dead` and the application, all on the
 event loop's thread; then `stop` once, also if `start` failed or was interrupted half-way.
-`tokens` alone is read from another thread.
+`tokens` and `busy` are read from another thread.
 
 SIGTERM during `start` cancels it: `asyncio.CancelledError` comes out of whatever it awaits or,
 when it blocks the loop, out of the very Python code that is running. So clean up in `finally`.
@@ -57,6 +57,8 @@ class Canary(msgspec.Struct, frozen=True):
     path: str
     body: bytes
     method: str = "POST"
+    tokens: int = 1
+    """Tokens that its answer costs the engine; they are nobody's, and left out of our figures."""
 
 
 class Engine(Protocol):
@@ -93,6 +95,16 @@ class Engine(Protocol):
 
     def tokens(self) -> int:
         """Tokens produced so far; only grows. A plain read: the control thread calls it."""
+
+    def busy(self) -> bool:
+        """Whether the engine has work that is to make tokens. A plain read, like `tokens`."""
+
+    async def ask(self) -> None:
+        """Let every process of the engine answer: a round trip that costs next to nothing.
+
+        Called while it is ready and no tokens flow, one at a time. Returns when all have answered,
+        so perhaps never. Whatever it raises counts as an answer.
+        """
 
     async def stop(self, timeout_s: float) -> None:
         """Free everything the engine holds; requests have ended before this is called.

@@ -20,19 +20,22 @@ import zmq
 
 from orchestrator.wire import messages
 from orchestrator.wire.config import WorkerConfig
-from workers.runtime import canary
+from workers.runtime import canary, kin
 from workers.runtime.bridge import LINGER_MS, Bridge
 from workers.runtime.control import Gauge, Identity, Session
 from workers.runtime.engine import (
     EXIT_CONFIG,
     EXIT_DIED,
     EXIT_INIT,
+    Canary,
     Death,
     Engine,
     EngineConfigError,
     EngineStartError,
 )
 from workers.runtime.lifespan import Lifespan
+from workers.runtime.pulse import Pulse
+from workers.runtime.rounds import Rounds
 from workers.runtime.sigterm import Sigterm
 
 LAST_WORDS_S = 2.0
@@ -41,6 +44,8 @@ CANCEL_S = 5.0
 """How long cancelled requests may take to end; then they are answered without them."""
 LIFESPAN_STOP_S = 2.0
 ENGINE_STOP_S = 10.0
+SUSPECT_AFTER_S = 2.0
+"""When an unanswered round trip is worth a look at the engine's processes."""
 
 T = TypeVar("T")
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
@@ -91,6 +96,8 @@ class _Life:
         self._ready = False
         self._context = zmq.Context()
         self._bridge = Bridge(self._context, config.plane)
+        self._pulse = Pulse(self.session.awake)
+        self._rounds = Rounds(config.checks, engine, self._pulse, self._prove, self._in_use)
         self._drain: asyncio.Task[None] | None = None
 
     async def live(self) -> Verdict:
@@ -150,14 +157,14 @@ class _Life:
         await lifespan.start()
         # Bound only now: children that the engine forked must not hold the socket.
         await self._bridge.start(lifespan.app, lifespan.state)
-        proof = asyncio.create_task(
-            canary.prove(self._context, self._config.plane, self._engine.canary())
-        )
+        request = self._engine.canary()
+        proof = asyncio.create_task(canary.prove(self._context, self._config.plane, request))
         try:
             await asyncio.wait({proof, death}, return_when=asyncio.FIRST_COMPLETED)
             if not proof.done():
                 raise EngineStartError(_death_of(death)[1])
             proof.result()
+            self._pulse.canary("", request.tokens)
         finally:
             proof.cancel()
 
@@ -165,10 +172,12 @@ class _Life:
         # In this order: a beat that says ready must not be heard before `Ready`.
         self.session.say(messages.Ready(self._config.life, self._models))
         self._ready = True
+        self._rounds.start()
         asked = asyncio.create_task(self.sigterm.came.wait())
         await asyncio.wait({asked, death}, return_when=asyncio.FIRST_COMPLETED)
         asked.cancel()
         self._ready = False
+        self._rounds.stop()
         if self.sigterm.asked:
             return Verdict(0)
         return Verdict(EXIT_DIED, *_death_of(death))
@@ -211,12 +220,28 @@ class _Life:
         self.session.say(messages.Progress(self._config.life, text, percent))
 
     def _gauge(self) -> Gauge:
+        tokens, age_s = self._engine.tokens(), self._pulse.engine_age_s()
+        suspect, stopped = "", False
+        if age_s > SUSPECT_AFTER_S:
+            suspect, stopped = kin.describe(kin.below())
         return Gauge(
             ready=self._ready,
             inflight=self._bridge.inflight,
             requests=self._bridge.requests,
-            tokens=self._engine.tokens(),
+            tokens=self._pulse.shown(tokens),
+            engine_age_s=age_s,
+            suspect=suspect,
+            stopped=stopped,
+            stalled_s=self._pulse.stalled_s(tokens, busy=self._ready and self._engine.busy()),
+            canaries_missed=self._pulse.canaries_missed,
+            canary_fault=self._pulse.canary_fault,
         )
+
+    def _in_use(self) -> bool:
+        return bool(self._bridge.inflight or self._bridge.refusing)
+
+    async def _prove(self, request: Canary, within_s: float) -> str:
+        return await canary.once(self._context, self._config.plane, request, within_s)
 
 
 def _death_of(death: asyncio.Task[Death]) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from functools import partial
 
 from orchestrator import __version__
 from orchestrator.wire.config import WorkerConfig
@@ -74,6 +75,17 @@ class SimEngine:
         """Count the tokens generated."""
         return self._stepper.tokens if self._stepper is not None else 0
 
+    def busy(self) -> bool:
+        """Say whether sequences wait for tokens."""
+        stepper = self._stepper
+        return stepper is not None and bool(stepper.running or stepper.waiting)
+
+    async def ask(self) -> None:
+        """Answer, unless a fault has silenced the engine."""
+        assert self._stepper is not None
+        if self._stepper.mute:
+            await asyncio.get_running_loop().create_future()
+
     async def stop(self, timeout_s: float) -> None:  # noqa: ARG002 - leaving takes no time
         """Leave the gang; nothing else must be freed."""
         if self._rendezvous is not None:
@@ -84,7 +96,7 @@ class SimEngine:
         if self._config.gang is None:
             return
         life = LifeId.parse(self._config.life)
-        self._rendezvous = Rendezvous(life, self._config.gang, self._freeze)
+        self._rendezvous = Rendezvous(life, self._config.gang, partial(self._freeze, True))
         await self._rendezvous.meet(report)
 
     def _die(self, why: str) -> None:
@@ -92,6 +104,7 @@ class SimEngine:
         self._stepper.die(why)
         self._dead.set()
 
-    def _freeze(self) -> None:
+    def _freeze(self, mute: bool) -> None:
         assert self._stepper is not None
         self._stepper.hung = True
+        self._stepper.mute = mute

@@ -32,7 +32,7 @@ class Faults:
         faults: list[Fault],
         life: str,
         die: Callable[[str], None],
-        freeze: Callable[[], None],
+        freeze: Callable[[bool], None],
     ) -> None:
         self._pending = [fault for fault in faults if _concerns(fault, LifeId.parse(life))]
         self._requests = 0
@@ -46,6 +46,7 @@ class Faults:
             "exit-0": self._exit_0,
             "hang": self._hang,
             "engine-hang": self._engine_hang,
+            "engine-stall": self._engine_stall,
             "engine-death": self._engine_death,
             "ignore-term": self._ignore_term,
             "leak-child": self._leak_child,
@@ -100,7 +101,10 @@ class Faults:
         threading.Event().wait()
 
     def _engine_hang(self, _fault: Fault) -> None:
-        self._freeze()
+        self._freeze(True)
+
+    def _engine_stall(self, _fault: Fault) -> None:
+        self._freeze(False)
 
     def _engine_death(self, fault: Fault) -> None:
         self._die(fault.line or "the simulated engine died, as it was told to")

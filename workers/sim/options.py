@@ -13,7 +13,8 @@ FaultName = Literal[
     "crash",  # exit 1, or die by `signal`
     "exit-0",  # leave as if all were well
     "hang",  # block the event loop for ever
-    "engine-hang",  # the loop turns, but no step is made any more
+    "engine-hang",  # the loop turns, but no step is made any more, and no question answered
+    "engine-stall",  # questions are answered, but no step is made any more
     "engine-death",  # the engine reports its own death
     "slow-start",  # `seconds` more
     "ignore-term",  # SIGTERM does nothing

@@ -67,6 +67,7 @@ class Stepper:
     def __init__(self, options: Options, on_tokens: Callable[[int], None]) -> None:
         self.tokens = 0
         self.hung = False
+        self.mute = False
         self.death = ""
         self.blocks_free = options.kv_blocks
         self._options = options

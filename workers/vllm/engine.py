@@ -102,9 +102,9 @@ class VllmEngine:
             return Canary("/v1/completions", json.dumps(request).encode())
         if "embed" in self._tasks:
             request = {"model": model, "input": "a"}
-            return Canary("/v1/embeddings", json.dumps(request).encode())
+            return Canary("/v1/embeddings", json.dumps(request).encode(), tokens=0)
         # Classifiers and speech models want inputs of their own; this one asks nothing of them.
-        return Canary("/health", b"", method="GET")
+        return Canary("/health", b"", method="GET", tokens=0)
 
     async def wait_dead(self) -> Death:
         """Return when vLLM has noticed that its engine is dead, with who died of what."""
@@ -123,6 +123,20 @@ class VllmEngine:
     def tokens(self) -> int:
         """Tokens generated so far."""
         return self._count.tokens if self._count is not None else 0
+
+    def busy(self) -> bool:
+        """Say whether requests are unfinished in the engine; slow readers of answers don't count.
+
+        A plain look at the size of a dictionary.
+        """
+        return self._engine is not None and self._engine.get_num_unfinished_requests() > 0
+
+    async def ask(self) -> None:
+        """Go through EngineCore to every worker and back, over the ways that requests go.
+
+        vLLM's own `check_health` looks at flags of this process and asks nobody.
+        """
+        await self._engine.collective_rpc("check_health")
 
     async def stop(self, timeout_s: float) -> None:
         """End the engine's processes; in a thread, for vLLM waits for them synchronously."""

@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 
 from orchestrator.topology.complaints import Finding, Path
-from orchestrator.topology.policies import STOP_MARGIN_S, Supervised
+from orchestrator.topology.policies import STOP_MARGIN_S, LivenessPolicy, Supervised
 from orchestrator.topology.roles import EngineRole
-from orchestrator.topology.schema import Topology
-from orchestrator.topology.table import toml_key
+from orchestrator.topology.schema import Frontend, Topology
+from orchestrator.topology.table import Table, toml_key
 from orchestrator.topology.units import format_duration
+
+Watched = Frontend | EngineRole
+"""Tables of workers that beat."""
 
 
 def consistent(written: Topology, whole: Topology) -> Iterator[Finding]:
@@ -20,12 +23,17 @@ def consistent(written: Topology, whole: Topology) -> Iterator[Finding]:
         (("processes", name), written.processes[name], whole.processes[name])
         for name in whole.processes
     ]
+    alive: list[tuple[Path, Watched, Watched]] = [(("frontend",), written.frontend, whole.frontend)]
+    alive += [(("roles", name), written.roles[name], whole.roles[name]) for name in whole.roles]
     # A bad default is found once in each table that it reaches, and is one mistake: the table that
     # asks most of it speaks for all.
     places.sort(key=lambda place: -_margin_s(place[2]))
     found: dict[Path, Finding] = {}
     for place in places:
         for finding in (*_stop(written, *place), *_restart(written, *place)):
+            found.setdefault(finding.path, finding)
+    for path, inner, effective in alive:
+        for finding in _liveness(written, path, inner, effective.liveness):
             found.setdefault(finding.path, finding)
     yield from found.values()
 
@@ -64,15 +72,34 @@ def _restart(
     yield Finding(where, wrong, right, _both(path, "restart"))
 
 
+def _liveness(
+    written: Topology, path: Path, inner: Watched, alive: LivenessPolicy
+) -> Iterator[Finding]:
+    """Unready comes before dead, and an idle engine gets no more time than a busy one."""
+    silence_s = alive.misses * alive.beat_s
+    wrong = {}
+    if alive.expire_s <= silence_s:
+        least = format_duration(silence_s)
+        said = f"expire {format_duration(alive.expire_s)} isn't more than the {alive.misses} beats"
+        wrong["expire_s"] = (f"{said} that may be missed, {least}", f"write more than {least}")
+    for lesser, greater in (("unready_s", "hang_s"), ("hang_s", "busy_s")):
+        least_s, given_s = getattr(alive, lesser), getattr(alive, greater)
+        if given_s < least_s:
+            key, least = toml_key(greater), format_duration(least_s)
+            said = f"{key} {format_duration(given_s)} is less than {toml_key(lesser)}, {least}"
+            wrong[greater] = (said, f'write {key} = "{least}" or more')
+    for attribute, words in wrong.items():
+        where = _where(written, path, inner, "liveness", attribute) or (*path, "liveness")
+        yield Finding(where, *words, _both(path, "liveness"))
+
+
 def _margin_s(effective: Supervised) -> float:
     """What the grace must cover beside the drain: more where the engine may be vLLM."""
     may_be_vllm = isinstance(effective, EngineRole) and effective.engine != "sim"
     return STOP_MARGIN_S if may_be_vllm else 0.0
 
 
-def _where(
-    written: Topology, path: Path, inner: Supervised, table: str, attribute: str
-) -> Path | None:
+def _where(written: Topology, path: Path, inner: Table, table: str, attribute: str) -> Path | None:
     """Find the key that decides: the inner table's, else the top level's, else none was written."""
     for prefix, holder in ((path, inner), ((), written)):
         if attribute in getattr(holder, table).model_fields_set:
