@@ -15,6 +15,7 @@ from orchestrator.core.events import (
     Drained,
     Event,
     ExitFacts,
+    GaveUp,
     Held,
     LeaseExpired,
     LeaseMissed,
@@ -125,7 +126,16 @@ def held(state: State, event: Held, now: float, policy: Policy) -> Step:
     if state.holds.get(event.hold) == event.reason:
         return state, ()
     holds = {**state.holds, event.hold: event.reason}
+    if event.hold is Hold.DEPENDENCY and Hold.GPU in policy.holds:
+        # It may stay so for long, and memory that was free now proves nothing then.
+        holds.setdefault(Hold.GPU, moves.UNKNOWN[Hold.GPU])
     return moves.wait(replace(state, holds=holds), now, policy)
+
+
+def give_up(state: State, event: GaveUp, now: float, policy: Policy) -> Step:
+    """Fail without having started; what is remembered of earlier lives stays."""
+    state = replace(state, holds={}, last_failure=event.reason)
+    return moves.disarm(moves.enter(state, Phase.FAILED, event.reason, now))
 
 
 def look_again(state: State, event: Event, now: float, policy: Policy) -> Step:

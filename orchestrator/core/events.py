@@ -85,6 +85,13 @@ class Held(msgspec.Struct, frozen=True, tag=kebab):
     reason: Reason
 
 
+class GaveUp(msgspec.Struct, frozen=True, tag=kebab):
+    """What this replica waits for won't come, or not in the time it has: it has failed."""
+
+    incarnation: int
+    reason: Reason
+
+
 class PeerLost(msgspec.Struct, frozen=True, tag=kebab):
     """Another replica's failure ends this life too, as the file says; charged to nothing here."""
 
@@ -227,6 +234,8 @@ MemberEvent = (
     | TreeEmptied
     | TreeStuck
 )
-Event = Request | Cleared | Held | PeerLost | DaemonRestarted | DeadlineReached | MemberEvent
+Event = (
+    Request | Cleared | Held | GaveUp | PeerLost | DaemonRestarted | DeadlineReached | MemberEvent
+)
 EVENTS: tuple[type[Event], ...] = Event.__args__
 """Every kind of event, in the order of the table's columns."""

@@ -120,6 +120,31 @@ class Retries(msgspec.Struct, frozen=True, kw_only=True):
         return number
 
 
+class GpuMode(enum.Enum):
+    """When a device counts as free: nobody else holds memory, enough of it is free, or always."""
+
+    EXCLUSIVE = "exclusive"
+    SHARED = "shared"
+    OFF = "off"
+
+
+class Gpu(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replica wants to see of its devices before each start (see `gate`).
+
+    `share`: the part of a shared device that must be free. `slack_bytes`: what an exclusive one may
+    hold beside its baseline. `samples` in a row, `interval_s` apart, must agree. `event_after_s`:
+    when a wait is worth an event. `timeout_s`: when it is given up; None waits for ever.
+    """
+
+    mode: GpuMode = GpuMode.EXCLUSIVE
+    share: float = 1.0
+    slack_bytes: int = 512 * 2**20
+    samples: int = 2
+    interval_s: float = 0.25
+    event_after_s: float = 60.0
+    timeout_s: float | None = None
+
+
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the replica machine needs to know about a replica and never changes.
 
@@ -137,6 +162,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     lease: Lease = Lease()
     liveness: Liveness = Liveness()
     retries: Retries = Retries()
+    gpu: Gpu = Gpu()
     restart: Restart = Restart.ALWAYS
     members: int = 1
     has_readiness: bool = True

@@ -32,6 +32,7 @@ from orchestrator.core.events import (
     DeadlineReached,
     Drained,
     Event,
+    GaveUp,
     Held,
     LeaseExpired,
     LeaseMissed,
@@ -91,6 +92,7 @@ TABLE: dict[Phase, dict[type[Event], Cell]] = {
         StopRequested: cell(cells.rest, STOPPED),
         Cleared: cell(cells.cleared, WAITING),
         Held: cell(cells.held, WAITING),
+        GaveUp: cell(cells.give_up, FAILED),
         DeadlineReached: cell(cells.look_again, WAITING),
         DaemonRestarted: cell(cells.resume_wait, WAITING),
     },
@@ -205,6 +207,7 @@ IGNORED: frozenset[Key] = frozenset(
 )
 """Doing nothing is right here."""
 
+WAITERS = (Cleared, Held, GaveUp)
 MEMBER_EVENTS = frozenset(event for event in EVENTS if "member" in event.__struct_fields__)
 
 IMPOSSIBLE: frozenset[Key] = frozenset(
@@ -213,7 +216,7 @@ IMPOSSIBLE: frozenset[Key] = frozenset(
     # No deadline is armed.
     | {(phase, DeadlineReached) for phase in AT_REST}
     # Told only to those who wait; the gate drops it for who waits no longer.
-    | {(phase, event) for phase in Phase if phase is not WAITING for event in (Cleared, Held)}
+    | {(phase, event) for phase in Phase if phase is not WAITING for event in WAITERS}
     # A life that isn't there can't be ended; the gate drops it.
     | {(phase, PeerLost) for phase in Phase if phase not in LIVE}
     # All members were born before; the gate drops a second birth.
@@ -264,7 +267,7 @@ def is_outdated(state: State, event: Event) -> bool:
         return event.intent <= state.intent
     if isinstance(event, DeadlineReached):
         return state.deadline is None or state.deadline.serial != event.serial
-    if isinstance(event, Cleared | Held):
+    if isinstance(event, Cleared | Held | GaveUp):
         return state.phase is not WAITING or event.incarnation != state.incarnation
     if isinstance(event, DaemonRestarted):
         return False

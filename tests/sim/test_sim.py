@@ -12,7 +12,7 @@ from tests.sim.run import run_seed
 SEEDS = 2000
 PART = 250
 CELLS: Counter = Counter()
-NOT_IN_THE_WORLD_YET = ("StartExtended", "PeerLost")
+NOT_IN_THE_WORLD_YET = ("StartExtended", "PeerLost", "GaveUp")
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, PART))
