@@ -287,6 +287,24 @@ def daemon(
     raise typer.Exit(run(on_demand=on_demand, ready_fd=ready_fd))
 
 
+@app.command()
+def export(
+    form: Annotated[str, typer.Argument(help="systemd", metavar="FORMAT")],
+    file: File,
+    user: Annotated[bool, typer.Option("--user", help="For `systemctl --user`.")] = False,
+) -> None:
+    """Print a systemd unit that serves a topology: sudo tee /etc/systemd/system/NAME.service.
+
+    The unit's daemon is restarted alone if it dies, and adopts the workers; `systemctl reload`
+    is `dynorch up` of the file as it is then.
+    """
+    from orchestrator.cli import export as export_
+
+    if form != "systemd":
+        fail(f"{form}: an unknown format; there is only: systemd", INVALID)
+    raise typer.Exit(export_.systemd(file, for_user=user))
+
+
 def _not_built(name: str, what: str) -> None:
     @app.command(name, help=f"(not built yet) {what}",
                  context_settings={"ignore_unknown_options": True})  # fmt: skip
@@ -299,7 +317,6 @@ for _name, _what in {
     "scale": "Change a role's replicas.",
     "doctor": "Check driver, CUDA, vLLM, /dev/shm, ports, limits.",
     "init": "Write a topology.",
-    "export": "Render a systemd unit and other formats.",
     "engine": "Sleep, wake, LoRA, profile.",
 }.items():
     _not_built(_name, _what)

@@ -37,6 +37,7 @@ from orchestrator.daemon.launcher import Launcher
 from orchestrator.daemon.nursery import Nursery
 from orchestrator.daemon.publisher import Publisher
 from orchestrator.daemon.supervisor import Supervisor
+from orchestrator.daemon.systemd import Systemd
 from orchestrator.daemon.unit import Unit
 from orchestrator.daemon.verbs import Verbs
 from orchestrator.host import procfs
@@ -119,6 +120,7 @@ class Daemon:
         self._end_asked = 0
         self._bug: BaseException | None = None
         self._foreground = Foreground()
+        self._systemd = Systemd(os.environ, self._headline)
         self._context: Context = zmq.Context()
         self._reaper = Reaper()
         self._nursery = Nursery(run_dir, state_dir, self._reaper)
@@ -157,6 +159,7 @@ class Daemon:
     def changed(self, unit: Unit, before: State) -> None:
         """See `Deployments.changed`."""
         self._deployments.changed(unit, before)
+        self._systemd.changed()
 
     def settled(self, unit: Unit) -> None:
         """See `Deployments.settled`."""
@@ -176,10 +179,15 @@ class Daemon:
             self._unasked = None
         arrives = verb.name == "up"  # it takes a while, and the daemon may not end meanwhile
         self._arriving += arrives
+        reloads = arrives and bool(self._deployments.by_name)
+        if reloads:
+            self._systemd.reloading()
         try:
             return await self._verbs.answer(verb)
         finally:
             self._arriving -= arrives
+            if reloads:
+                self._systemd.ready()
             if not self._deployments.by_name:
                 asyncio.get_running_loop().call_later(IDLE_S, self._end_if_idle)
 
@@ -223,6 +231,7 @@ class Daemon:
             self._end_all()
         self._unasked = loop.call_later(FIRST_S, self._end_if_idle)
         _say(ready_fd, "ready")
+        self._systemd.ready()
         await self._over.wait()
         try:
             return await self._end()
@@ -235,6 +244,7 @@ class Daemon:
             "daemon", "ended", reason=_bug(self._bug), detail={"pid": str(os.getpid())}
         )
         self._foreground.close()
+        self._systemd.close()
         await self._control.stop()
         await self._nursery.close()
         self._ports.close()
@@ -259,6 +269,7 @@ class Daemon:
         """SIGTERM and Ctrl-C end the topologies in order, then the daemon; a second one hastens."""
         self._on_demand = True
         self._end_asked += 1
+        self._systemd.stopping()
         if self._serving:
             self._end_all()
 
@@ -276,6 +287,14 @@ class Daemon:
         if self._deployments.by_name.get(found.name) is found and not found.going_down:
             self._publisher.event(found.name, "abandoned", reason="its foreground `up` has ended")
             self._deployments.begin_down(found, at_once=False)
+
+    def _headline(self) -> str:
+        """Everything in one line, for a service manager."""
+        now = time.monotonic()
+        return snapshot.headline(
+            snapshot.topology(found, self._deployments.units(name), now)
+            for name, found in sorted(self._deployments.by_name.items())
+        )
 
     def status(self) -> dict[str, Any]:
         """The snapshot, as plain data."""

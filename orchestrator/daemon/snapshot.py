@@ -114,6 +114,15 @@ def topology(found: Deployment, units: list[Unit], now: float) -> snapshot.Topol
     )
 
 
+def headline(topologies: Iterable[snapshot.TopologyStatus]) -> str:
+    """Say of all topologies in one line how they are, and of those that aren't ready, why."""
+    parts = [
+        f"{one.name} {one.health}" + (f" ({one.reason})" if one.health != "ready" else "")
+        for one in topologies
+    ]
+    return "; ".join(parts) or "nothing is up"
+
+
 def topology_health(units: list[Unit], *, going_down: bool, routes_version: int) -> str:
     """One word. Not ready before the frontends have applied the present routing table."""
     if going_down:
