@@ -2,14 +2,30 @@
 
 Each process of a zoo appends one line to FOLDER/pids ("KIND PID") before it settles, so that a
 test can count who was there and who still is. Nothing here sleeps: who waits, pauses until killed.
+
+Those that multiply are bounded on their own, whatever becomes of their supervisor and of the test:
+in number by their depth, and in time by an alarm that every one of them sets.
 """
 
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 FOLDER = Path(sys.argv[2]) if len(sys.argv) > 2 else Path()
+
+
+STORM_S = 60
+BORN = time.monotonic()
+
+
+def bounded():
+    """Let the kernel end this process when its kind has had its time; lost on fork."""
+    left = BORN + STORM_S - time.monotonic()
+    if left <= 0:
+        os._exit(0)
+    signal.setitimer(signal.ITIMER_REAL, left)
 
 
 def note(kind):
@@ -93,9 +109,53 @@ def hopper():
             if number % 2:
                 os.setsid()
             note("hopper")
-            while True:
-                if os.fork():
-                    os._exit(0)
+            hop(set_free=False)
+    pause()
+
+
+def hop(*, set_free):
+    while True:
+        bounded()
+        if os.fork():
+            os._exit(0)
+        if set_free:
+            os.setsid()
+
+
+def fugitive():
+    """One that sheds every sign by which it could be found, and never stands still."""
+    note("main")
+    if os.fork() == 0:
+        os.setsid()
+        shed_environment()
+        for fd in (0, 1, 2):
+            os.close(fd)
+        note("fugitive")
+        hop(set_free=True)
+    pause()
+
+
+def shed_environment():
+    """Write over the environment area, as setproctitle does without SPT_NOENV."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = int(fields[47]), int(fields[48])
+    fd = os.open("/proc/self/mem", os.O_WRONLY)
+    os.pwrite(fd, b"\0" * (end - start), start)
+    os.close(fd)
+
+
+def titled():
+    """Two children that call themselves something else, one with its environment written over."""
+    if os.fork() == 0:
+        os.setsid()
+        note("kept")
+        pause()
+    if os.fork() == 0:
+        os.setsid()
+        shed_environment()
+        note("shed")
+        pause()
+    note("main")
     pause()
 
 
@@ -106,6 +166,7 @@ def storm():
 
 
 def grow(depth):
+    bounded()
     while True:
         for _ in range(2 if depth else 0):
             if os.fork() == 0:
@@ -136,6 +197,50 @@ def lines():
             view = view[os.write(1, view) :]
     os.write(1, b"the last line")
     os._exit(0)
+
+
+def recorder():
+    """A group in which everybody writes down each TERM it gets; main leaves a moment after its."""
+    for number in range(3):
+        if os.fork() == 0:
+            on_term_note(f"child-{number}")
+            note(f"child-{number}")
+            pause()
+    on_term_note("main", os._exit)
+    note("main")
+    pause()
+
+
+def on_term_note(who, then=lambda _status: None):
+    def heard(*_):
+        with (FOLDER / "terms").open("a") as file:
+            file.write(f"{who}\n")
+        then(0)
+
+    signal.signal(signal.SIGTERM, heard)
+
+
+def witness():
+    """Write down who of the last life is still there, before anything else; then be a family."""
+    book = Path(sys.argv[3])
+    last = [line.split()[1] for line in book.read_text().splitlines()] if book.exists() else []
+    alive = [pid for pid in last if running(pid)]
+    with Path(f"{book}.seen").open("a") as file:
+        file.write(f"{len(last)} {len(alive)}\n")
+    book.unlink(missing_ok=True)
+    family()
+    note("main")
+    while len((FOLDER / "pids").read_text().splitlines()) < 5:
+        os.sched_yield()
+    (FOLDER / "pids").replace(book)
+    pause()
+
+
+def running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def noisy_exit():

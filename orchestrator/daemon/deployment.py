@@ -114,6 +114,7 @@ def _spec(
         log_backups=table.log.backups,
         cwd=str(Path(found.kept.file).parent),
         needs=_needs(found.topology, found.plan, members[0]),
+        tree=table.tree,
     )
 
 

@@ -22,7 +22,7 @@ from orchestrator.core.adopt import Alive, Ended, Found, Nothing
 from orchestrator.core.plan import RENDEZVOUS, PlannedWorker
 from orchestrator.core.worker_env import PrivateDirs, worker_env
 from orchestrator.daemon.unit import Unit
-from orchestrator.host import records
+from orchestrator.host import cgroup, records
 from orchestrator.host.orphans import end_orphans
 from orchestrator.host.port_table import NoPortError, PortTable
 from orchestrator.host.reaper import Reaper
@@ -87,6 +87,7 @@ class Launcher:
         self._orders = orders
         self._post = post
         self._ports = ports
+        self._group_home = cgroup.home()
         self.lives: dict[LifeId, Life] = {}
 
     def perform(self, unit: Unit, action: actions.MemberAction) -> None:
@@ -155,12 +156,21 @@ class Launcher:
             "entry": planned.entry, "blob": self._blob(unit, life, planned, directory),
             "path": sys.path,
         }  # fmt: skip
+        group = self._group(unit.spec.tree, directory, nonce)
         return Spawn(
             life=str(life), nonce=nonce, directory=str(directory), env=env, log_path=str(log),
             log_max_bytes=unit.spec.log_max_bytes, log_backups=unit.spec.log_backups,
             cwd=planned.cwd or unit.spec.cwd, grace_s=policy.stop.grace_s,
-            linger_s=policy.stop.linger_s, nofile=NOFILE, **spawn,
+            linger_s=policy.stop.linger_s, kill_timeout_s=policy.stop.kill_timeout_s,
+            nofile=NOFILE, group=group,
+            tree="cgroup" if group else "pidns" if unit.spec.tree == "pidns" else "walk", **spawn,
         )  # fmt: skip
+
+    def _group(self, tree: str, directory: Path, nonce: str) -> str:
+        """The control group that is to hold this tree; empty where it gets none."""
+        if tree in {"walk", "pidns"} or not self._group_home:
+            return ""
+        return f"{self._group_home}/dynorch-{directory.name}-{nonce}"
 
     def _blob(self, unit: Unit, life: LifeId, planned: PlannedWorker, directory: Path) -> bytes:
         policy = unit.spec.policy

@@ -5,6 +5,7 @@ import importlib.util
 
 from orchestrator.core.inventory import Gpu, Inventory
 from orchestrator.core.plan import Plan
+from orchestrator.host import cgroup, nest
 from orchestrator.host.gpus import list_gpus
 from orchestrator.host.ports import trouble_with
 from orchestrator.topology.schema import Topology
@@ -45,4 +46,22 @@ def objections(topology: Topology, plan: Plan) -> list[str]:
             found.append(
                 f"{topology.name}/frontend: {taken}; stop it, or set another [frontend] port"
             )
-    return found
+    return found + tree_objections(topology)
+
+
+def tree_objections(topology: Topology) -> list[str]:
+    """What the file wants trees to be held together by, and can't be had here."""
+    parts = {"frontend": topology.frontend, **topology.roles, **topology.processes}
+    lacks = {}
+    if not cgroup.home():
+        lacks["cgroup"] = (
+            "the daemon may not make control groups here; run it as root, or by systemd with "
+            "Delegate=yes"
+        )
+    if not nest.allowed():
+        lacks["pidns"] = "the daemon may not make PID namespaces; run it as root"
+    return [
+        f'{topology.name}/{name}: tree = "{part.tree}": {lacks[part.tree]}; or leave tree out'
+        for name, part in parts.items()
+        if part.tree in lacks
+    ]

@@ -22,6 +22,7 @@ class UnitSpec:
 
     `members` are the planned workers in member order, `logs` their log files; `needs` is what must
     be there before it starts. `cwd`: the topology file's directory, where relative paths begin.
+    `tree`: what the file wants a worker's processes to be held together by.
     """
 
     id: ReplicaId
@@ -34,6 +35,7 @@ class UnitSpec:
     log_backups: int
     cwd: str
     needs: tuple[Need, ...] = ()
+    tree: str = "auto"
 
 
 @dataclass(slots=True)

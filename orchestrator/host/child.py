@@ -64,11 +64,22 @@ class Report:
             os.write(self._pipe, json.dumps(message).encode())
 
 
-def settle(shim: int, output: int, report: int) -> None:
+def read_report(text: bytes) -> dict[str, object]:
+    """Read what a `Report` wrote; what isn't it is kept as it is."""
+    try:
+        report = json.loads(text)
+    except ValueError:
+        report = None
+    if isinstance(report, dict):
+        return report
+    return {"errno": None, "code": "", "text": text.decode("utf-8", "replace")}
+
+
+def settle(parent: int, output: int, report: int) -> None:
     """Arrange the descriptors, signals and group of the process that was just forked."""
     os.setpgid(0, 0)
     prctl.die_with_parent()
-    if os.getppid() != shim:
+    if os.getppid() != parent:
         os._exit(NOT_FOUND)  # the shim died before we had asked to die with it
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)

@@ -4,7 +4,8 @@ Nothing stands above such processes any more, so they are looked for among all t
 signs, each of which a worker's descendant can lose but hardly all at once: it is the recorded main
 process; it is in the session that the shim led; its output goes into the shim's pipe; its
 environment carries the tree's tag; or it is a child of this daemon that nobody owns (the kernel
-gave it to us when the shim died). And whoever descends from one of those.
+gave it to us when the shim died). And whoever descends from one of those. Where the tree has a
+control group, that names them all, and none of them can lose it.
 
 The search is repeated until it twice finds nobody. The rest is as in the shim: see `tree`.
 """
@@ -17,10 +18,10 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrator.host import procfs, title, tree
+from orchestrator.host import cgroup, procfs, title, tree
 from orchestrator.host.reaper import Reaper
 from orchestrator.host.records import LifeRecord, TreeEmpty
-from orchestrator.host.shm import Leftovers
+from orchestrator.host.shm import NAMES, Leftovers
 
 PAUSE_S = 0.01
 PAUSE_MAX_S = 1.0
@@ -40,8 +41,16 @@ class Search:
         """Everybody of that life who is there now, zombies included."""
         everything = procfs.every()
         roots = {one.pid for one in everything.values() if self._is_one(one, everything)}
+        if self._record.group:
+            roots |= cgroup.members(self._record.group) & everything.keys()
         below = procfs.below(roots, everything)
         return [everything[pid] for pid in roots] + below
+
+    def storm(self, members: list[procfs.Stat]) -> None:
+        """Kill more of them at once than one by one."""
+        if self._record.group:
+            cgroup.kill(self._record.group)
+        tree.kill_groups(members)
 
     def _is_one(self, one: procfs.Stat, everything: dict[int, procfs.Stat]) -> bool:
         me = os.getpid()
@@ -91,9 +100,10 @@ class Ending:
         self._on_empty = on_empty
         self._on_stuck = on_stuck
         self._search = Search(record, owned)
-        self._leftovers = Leftovers(record.started_wall)
+        self._leftovers = Leftovers(record.started_wall, f"{record.directory}/{NAMES}")
+        self._leftovers.recall()
         self._began = time.monotonic()
-        self._kill = tree.TreeKill(self._leftovers, self._began)
+        self._kill = tree.TreeKill(self._leftovers, self._began, self._search.storm)
         self._calm = 0
         self._pause_s = PAUSE_S
 
@@ -115,6 +125,8 @@ class Ending:
         if self._calm < 2 or first:
             loop.call_soon(self._pass)
             return
+        if self._record.group:
+            cgroup.remove(self._record.group)
         self._on_empty(self._record_of_end(now))
 
     def _patience(self, now: float) -> float:

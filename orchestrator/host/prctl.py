@@ -14,6 +14,10 @@ PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36
 PIDFD_SEND_SIGNAL = 424
 PIDFD_OPEN = 434
+CLONE_NEWNS = 0x0002_0000
+CLONE_NEWPID = 0x2000_0000
+MS_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
+MS_REC_PRIVATE = 0x4000 | 1 << 18
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -45,6 +49,22 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
 def set_name(name: str) -> None:
     """Set the name shown by `top` and in /proc/PID/comm; the kernel keeps 15 bytes."""
     _prctl(PR_SET_NAME, name.encode("utf-8", "replace"))
+
+
+def unshare(flags: int) -> None:
+    """Leave a namespace; with CLONE_NEWPID only the next child does, as the first of its own."""
+    _checked(_libc.unshare(flags))
+
+
+def keep_mounts_private() -> None:
+    """In a mount namespace of our own: what is mounted from now on is seen by nobody outside."""
+    _checked(_libc.mount(b"none", b"/", None, ctypes.c_ulong(MS_REC_PRIVATE), None))
+
+
+def mount_proc() -> None:
+    """Mount a /proc that shows our PID namespace."""
+    flags = ctypes.c_ulong(MS_NOSUID_NODEV_NOEXEC)
+    _checked(_libc.mount(b"proc", b"/proc", b"proc", flags, None))
 
 
 def pidfd_open(pid: int) -> int:

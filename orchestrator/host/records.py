@@ -32,7 +32,8 @@ class LifeRecord(msgspec.Struct, frozen=True, kw_only=True):
     """life.json: who lives here.
 
     `main` is None until it was forked. `pipe` is the inode of the output pipe. `started_at` is
-    monotonic seconds of this boot, `started_wall` seconds since the epoch.
+    monotonic seconds of this boot, `started_wall` seconds since the epoch. `directory`: the life's
+    own. `group`: the tree's control group, if it has one.
     """
 
     protocol: int = 1
@@ -45,6 +46,8 @@ class LifeRecord(msgspec.Struct, frozen=True, kw_only=True):
     pipe: int = 0
     started_at: float
     started_wall: float
+    directory: str = ""
+    group: str = ""
 
     @property
     def shim_identity(self) -> Identity:
@@ -56,7 +59,8 @@ class StateSeen(LifeRecord, frozen=True, kw_only=True, tag_field="event", tag="s
     """The shim's answer on connecting, and after each change.
 
     `phase`: running, stopping, lingering, killing or empty. `status`: main's wait status once it
-    is reaped. `stuck`: who won't die, when the tree kill takes too long.
+    is reaped. `stuck`: who won't die, when the tree kill takes too long. `dropped_bytes`: output
+    that couldn't be written to the log.
     """
 
     phase: str
@@ -64,6 +68,7 @@ class StateSeen(LifeRecord, frozen=True, kw_only=True, tag_field="event", tag="s
     asked: bool = False
     exec_error: ExecError | None = None
     stuck: str = ""
+    dropped_bytes: int = 0
 
 
 class MainExited(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="exited"):

@@ -16,24 +16,21 @@ its life, however often it is told to stop. Signals to the shim itself do nothin
 it takes its orders from its socket.
 """
 
-import errno
 import json
 import os
 import select
 import signal
 import time
 
-from orchestrator.host import child, log_file, prctl, procfs, shm, title, tree
+from orchestrator.host import child, enclosure, log_file, prctl, procfs, shm, title, tree
 from orchestrator.host.clients import Clients
 from orchestrator.host.spawn import Spawn
+from orchestrator.host.whole_file import write_whole
 
 PROTOCOL = 1
 TAIL_BYTES = 16 << 10
 KILL_PAUSE_S = 0.05
 """While killing: look again after this even if nobody was seen to die."""
-
-STUCK_AFTER_S = 10.0
-"""A tree that still isn't empty after so long is reported as stuck; the killing goes on."""
 
 BUSY_S = 0.002
 """Output that comes again this soon is collected for as long, instead of line by line."""
@@ -48,20 +45,8 @@ def identity(pid: int) -> dict[str, object]:
 
 
 def write_record(directory: str, name: str, record: dict[str, object]) -> None:
-    """Replace a file of the life's directory in one step.
-
-    Not flushed to the disk: it must outlive processes, not the machine, whose next boot finds
-    every process gone anyway (records carry the boot's id).
-    """
-    fresh = os.path.join(directory, f".{name}")
-    text = json.dumps(record).encode()
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        if os.write(fd, text) < len(text):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    finally:
-        os.close(fd)
-    os.replace(fresh, os.path.join(directory, name))
+    """Replace a file of the life's directory."""
+    write_whole(os.path.join(directory, name), json.dumps(record).encode())
 
 
 def _let_go(keep: tuple[int, ...], errors: str) -> None:
@@ -75,17 +60,6 @@ def _let_go(keep: tuple[int, ...], errors: str) -> None:
     for fd in (*sorted(keep), child.DESCRIPTORS_MAX):
         os.closerange(low, fd)
         low = fd + 1
-
-
-def _report_of(text: bytes) -> dict[str, object]:
-    """Read what `child.Report` wrote; what isn't it is kept as it is."""
-    try:
-        report = json.loads(text)
-    except ValueError:
-        report = None
-    if isinstance(report, dict):
-        return report
-    return {"errno": None, "code": "", "text": text.decode("utf-8", "replace")}
 
 
 class Shim:
@@ -111,7 +85,9 @@ class Shim:
         self._output = self._report = self._wakeups = -1
         self._output_rests_until: float | None = None
         self._output_came = 0.0
-        self._leftovers = shm.Leftovers(time.time())
+        self._leftovers = shm.Leftovers(time.time(), os.path.join(spawn.directory, shm.NAMES))
+        self._enclosure = enclosure.of(spawn)
+        self._told_dropped_bytes = 0
 
     def prepare(self, keep: tuple[int, ...]) -> None:
         """Become what a shim is and leave a record of it. OSError says what can't be had.
@@ -136,9 +112,12 @@ class Shim:
             "log": spawn.log_path,
             "started_at": time.monotonic(),
             "started_wall": time.time(),
+            "directory": spawn.directory,
+            "group": spawn.group,
         }
         self._clients.listen(spawn.directory)
         self._keep()
+        self._enclosure.prepare()
 
     def fork(self) -> int | None:
         """Fork the worker. Returns None in the shim; in the worker, where to report trouble."""
@@ -150,16 +129,16 @@ class Shim:
             os.set_blocking(fd, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wakeups_end, warn_on_full_buffer=False)
-        shim = os.getpid()
-        self._main = os.fork()
+        self._main = self._enclosure.fork()
         if self._main == 0:
             self._clients.forget()
-            child.settle(shim, output_end, report_end)
+            child.settle(self._enclosure.parent, output_end, report_end)
             return report_end
         os.close(output_end)
         os.close(report_end)
         self._output, self._wakeups = output, wakeups
         self._record["main"] = identity(self._main)
+        self._record["group"] = self._enclosure.group
         self._record["pipe"] = os.fstat(output).st_ino
         self._keep_if_there_is_room()
         return None
@@ -167,8 +146,9 @@ class Shim:
     def watch(self) -> None:
         """Look after the worker until nothing of it is left."""
         self._clients.watch()
-        for fd in (self._output, self._report, self._wakeups):
-            self._poll.register(fd, select.POLLIN)
+        for fd in (self._output, self._report, self._wakeups, self._enclosure.news):
+            if fd >= 0:
+                self._poll.register(fd, select.POLLIN)
         while self._phase != "empty":
             for fd, _ in self._poll.poll(self._timeout_ms()):
                 self._serve(fd)
@@ -185,6 +165,8 @@ class Shim:
             self._pump()
         elif fd == self._report:
             self._read_report()
+        elif fd == self._enclosure.news:
+            self._read_news()
         elif self._clients.owns(fd):
             self._clients.serve(fd)
 
@@ -201,6 +183,9 @@ class Shim:
             self._poll.unregister(self._output)
             self._output = -1
             return
+        if self._log.dropped_bytes >= 2 * self._told_dropped_bytes + 1:
+            self._told_dropped_bytes = self._log.dropped_bytes
+            self._clients.tell(self._state())
         now = time.monotonic()
         if moved < log_file.PIPE_BYTES // 2 and now - self._output_came < 2 * BUSY_S:
             self._output_rests_until = now + BUSY_S
@@ -213,7 +198,7 @@ class Shim:
         except BlockingIOError:
             return
         if text:
-            self._exec_error = _report_of(text)
+            self._exec_error = child.read_report(text)
         self._poll.unregister(self._report)
         os.close(self._report)
         self._report = -1
@@ -230,6 +215,16 @@ class Shim:
                 return
             if pid == self._main:
                 self._main_gone(status)
+            elif self._enclosure.news >= 0:
+                self._read_news()
+
+    def _read_news(self) -> None:
+        """Main isn't our child: somebody else reaps it and says so, or is dead, as main is then."""
+        status = self._enclosure.read_news()
+        if self._status is None:
+            self._main_gone(signal.SIGKILL if status is None else status)
+        self._poll.unregister(self._enclosure.news)
+        self._enclosure.news = -1
 
     # What we are told.
 
@@ -245,6 +240,8 @@ class Shim:
             case {"op": "kill"}:
                 self._asked = True
                 self._begin_kill()
+            case {"op": "note"}:
+                self._note()
             case _:
                 self._clients.tell({"event": "refused", "text": f"not an operation: {request!r}"})
 
@@ -257,13 +254,25 @@ class Shim:
             self._deadline = now + grace_s
             # A main that doesn't catch SIGTERM takes what it maps with it: afterwards nothing says
             # which names in /dev/shm were its own.
-            for one in tree.of_shim(os.getpid())[: tree.NOTED_MAX]:
-                self._leftovers.note(one.pid)
-            # Our own child, not reaped yet: nobody else can have this pid.
-            os.kill(self._main, signal.SIGTERM)
+            self._note()
+            self._terminate()
             self._clients.tell(self._state())
         elif self._phase == "stopping" and self._deadline is not None:
             self._deadline = min(self._deadline, now + grace_s)
+
+    def _note(self) -> None:
+        for one in self._enclosure.members()[: tree.NOTED_MAX]:
+            self._leftovers.note(one.pid)
+        self._leftovers.keep()
+
+    def _terminate(self) -> None:
+        if self._enclosure.news < 0:
+            # Our own child, not reaped yet: nobody else can have this pid.
+            os.kill(self._main, signal.SIGTERM)
+            return
+        main = procfs.stat(self._main)
+        if main is not None and identity(self._main) == self._record["main"]:
+            tree.kill_exactly(main, signal.SIGTERM)
 
     # What follows.
 
@@ -276,6 +285,8 @@ class Shim:
             self._phase = "lingering"
             linger = self._linger_s if self._asked else self._spawn.crash_linger_s
             self._deadline = time.monotonic() + linger
+            if linger > 0:
+                self._note()
         exited = {"event": "exited", "status": status, "at": self._record["exited_at"]}
         self._clients.tell({**exited, "exec_error": self._exec_error})
 
@@ -295,15 +306,16 @@ class Shim:
             return
         self._phase = "killing"
         self._kill_began = time.monotonic()
-        self._kill = tree.TreeKill(self._leftovers, self._kill_began)
+        storm = self._enclosure.storm
+        self._kill = tree.TreeKill(self._leftovers, self._kill_began, storm)
         self._clients.tell(self._state())
         self._kill_pass(self._kill_began)
 
     def _kill_pass(self, now: float) -> None:
         assert self._kill is not None
-        new = self._kill.run_pass(tree.of_shim(os.getpid()), now)
+        new = self._kill.run_pass(self._enclosure.members(), now)
         self._reap()
-        stuck = now > self._kill_began + STUCK_AFTER_S
+        stuck = now > self._kill_began + self._spawn.kill_timeout_s
         self._deadline = now if new else now + (1.0 if stuck else KILL_PAUSE_S)
         if stuck and not self._stuck_said:
             self._stuck_said = True
@@ -319,6 +331,7 @@ class Shim:
             "asked": self._asked,
             "exec_error": self._exec_error,
             "stuck": stuck,
+            "dropped_bytes": self._log.dropped_bytes,
         }
 
     def _keep(self) -> None:
@@ -339,6 +352,7 @@ class Shim:
             self._log.pump(self._output)
             if self._output_rests_until is None:
                 self._poll.unregister(self._output)
+        self._enclosure.close()
         record = {
             **self._record,
             "event": "empty",

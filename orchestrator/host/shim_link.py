@@ -65,6 +65,10 @@ class ShimLink:
         """Kill the whole tree now."""
         self._order("kill", {"op": "kill"})
 
+    def note_shared_memory(self) -> None:
+        """Let it write down which names in /dev/shm its tree maps now."""
+        self._order("note", {"op": "note"})
+
     def ask_state(self) -> None:
         """Ask for a `StateSeen`."""
         self._order("state", {"op": "state"})
@@ -149,7 +153,7 @@ class ShimLink:
     def _order(self, kind: str, order: dict[str, object]) -> None:
         self._orders[kind] = json.dumps(order).encode()
         self._flush()
-        if kind != "state" and self._pidfd >= 0:
+        if kind in {"stop", "kill"} and self._pidfd >= 0:
             # One that somebody has stopped (SIGSTOP) would never hear it, nor ever end.
             with contextlib.suppress(OSError):
                 prctl.pidfd_send_signal(self._pidfd, signal.SIGCONT)

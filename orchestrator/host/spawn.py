@@ -25,12 +25,15 @@ class Spawn:
     where it starts. `blob`: what an entry function is called with. `path`: put before the entry's
     sys.path. `grace_s`: from SIGTERM to the tree kill, where a stop says nothing else. `linger_s`:
     what the rest of the tree gets after main's asked-for exit; `crash_linger_s`: after any other.
-    `nofile`: soft limit of open files, 0 leaves it.
+    `kill_timeout_s`: a killed tree that isn't empty by then is reported. `nofile`: soft limit of
+    open files, 0 leaves it. `tree`: what holds it together (see `enclosure`); `group`: the path of
+    the control group to make, for "cgroup".
     """
 
     __slots__ = (
-        "argv", "blob", "crash_linger_s", "cwd", "directory", "entry", "env", "grace_s", "life",
-        "linger_s", "log_backups", "log_max_bytes", "log_path", "nofile", "nonce", "path",
+        "argv", "blob", "crash_linger_s", "cwd", "directory", "entry", "env", "grace_s", "group",
+        "kill_timeout_s", "life", "linger_s", "log_backups", "log_max_bytes", "log_path", "nofile",
+        "nonce", "path", "tree",
     )  # fmt: skip
 
     def __init__(
@@ -51,7 +54,10 @@ class Spawn:
         grace_s: float = 60.0,
         linger_s: float = 2.0,
         crash_linger_s: float = 0.0,
+        kill_timeout_s: float = 10.0,
         nofile: int = 0,
+        tree: str = "walk",
+        group: str = "",
     ) -> None:
         self.life = life
         self.nonce = nonce
@@ -68,9 +74,13 @@ class Spawn:
         self.grace_s = grace_s
         self.linger_s = linger_s
         self.crash_linger_s = crash_linger_s
+        self.kill_timeout_s = kill_timeout_s
         self.nofile = nofile
+        self.tree = tree
+        self.group = group
         for name in (directory, log_path, cwd):
             assert name.startswith("/"), f"{life}: not an absolute path: {name}"
+        assert (tree == "cgroup") == group.startswith("/"), f"{life}: a {tree} and {group!r}"
         assert bool(self.argv) != bool(self.entry), f"{life}: either argv or entry"
         assert len(life.encode()) <= LIFE_MAX, f"a life id of {len(life)} bytes"
         assert len(nonce) <= 16, f"a nonce of {len(nonce)} bytes"

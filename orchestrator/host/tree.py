@@ -5,13 +5,14 @@ pending SIGKILL can't fork any more, so a pass that finds nobody new means that 
 what remains is to wait for the kernel. A pass never waits; its caller does that, in its own loop.
 
 Python's `multiprocessing.resource_tracker` is spared for a moment: once the others are gone it
-unlinks the shared memory of its family by itself. When forks outrun the passes, whole process
-groups are signalled: the kernel does that under the lock that every fork needs, so nobody slips
-through, trackers included.
+unlinks the shared memory of its family by itself. When forks outrun the passes, more is killed at
+once: whole process groups (the kernel does that under the lock that every fork needs, so nobody
+slips through, trackers included), or whatever else holds the tree together, see `enclosure`.
 
 Some never stand still: they fork and exit so fast that no look at /proc finds one alive. They
 can't hide their dead. A zombie that we haven't reaped keeps its group's number, and its successor
-is in that group.
+is in that group. So a pass over a tree that isn't empty, which finds nobody alive, counts as one
+that was outrun.
 
 Nobody else is ever hit. A victim is pinned by a pidfd first and only then looked at again: it is
 killed if it is still the process that was found (same start time). A group is signalled only while
@@ -21,6 +22,7 @@ a member of the tree, be it a dead one, is in it; and groups can't reach beyond 
 import enum
 import os
 import signal
+from collections.abc import Callable
 
 from orchestrator.host import prctl, procfs
 from orchestrator.host.shm import Leftovers
@@ -51,12 +53,19 @@ class Outcome(enum.Enum):
 class TreeKill:
     """One killing, from the first pass to the last.
 
-    `began`: the caller's monotonic time. `killed`: how many were sent a SIGKILL. `stuck`: those
-    still alive after the last pass, doomed or spared.
+    `began`: the caller's monotonic time. `storm`: what to do with the members when forks outrun
+    the passes. `killed`: how many were sent a SIGKILL. `stuck`: those still alive after the last
+    pass, doomed or spared.
     """
 
-    def __init__(self, leftovers: Leftovers, began: float) -> None:
+    def __init__(
+        self,
+        leftovers: Leftovers,
+        began: float,
+        storm: Callable[[list[procfs.Stat]], None] | None = None,
+    ) -> None:
         self.killed = 0
+        self._storm = storm or kill_groups
         self.stuck: list[procfs.Stat] = []
         self._leftovers = leftovers
         self._spare_until = began + SPARE_S
@@ -76,9 +85,9 @@ class TreeKill:
         hit = outcomes.count(Outcome.KILLED)
         new = hit + outcomes.count(Outcome.GONE) + self._new_dead(members)
         self.killed += hit
-        self._restless = self._restless + 1 if new else 0
+        self._restless = self._restless + 1 if new or not alive else 0
         if self._restless > STORM_PASSES or (self._restless > 1 and hit > STORM_CROWD):
-            kill_groups(members)
+            self._storm(members)
         self.stuck = alive
         return new
 
@@ -105,10 +114,11 @@ class TreeKill:
             if len(self._noted) < NOTED_MAX and identity not in self._noted:
                 self._noted.add(identity)
                 self._leftovers.note(one.pid)
+        self._leftovers.keep()
 
 
-def kill_exactly(one: procfs.Stat) -> Outcome:
-    """SIGKILL this very process, and never another one that has its pid now."""
+def kill_exactly(one: procfs.Stat, number: int = signal.SIGKILL) -> Outcome:
+    """Signal this very process, and never another one that has its pid now."""
     try:
         pidfd = prctl.pidfd_open(one.pid)
     except OSError:
@@ -117,7 +127,7 @@ def kill_exactly(one: procfs.Stat) -> Outcome:
         now = procfs.stat(one.pid)
         if now is None or now.starttime != one.starttime or not now.alive:
             return Outcome.GONE
-        prctl.pidfd_send_signal(pidfd, signal.SIGKILL)
+        prctl.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:
         return Outcome.GONE
     except OSError:

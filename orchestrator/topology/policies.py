@@ -159,3 +159,9 @@ class Supervised(Table):
     )
     stop: StopPolicy = Field(default_factory=StopPolicy, description="How to stop.")
     log: LogPolicy = Field(default_factory=LogPolicy, description="The log file.")
+    tree: Literal["auto", "walk", "cgroup", "pidns"] = Field(
+        default="auto",
+        description="What holds a worker's process tree together beside its shim: a control group "
+        "(v2, where the daemon may make one), a PID namespace (root only), or nothing. `auto`: a "
+        "control group if it can be had.",
+    )

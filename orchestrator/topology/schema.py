@@ -148,6 +148,7 @@ def _inherited(topology: Topology, table: Supervised, *, drains: bool = True) ->
         "start": _over(topology.start, table.start),
         "stop": stop if drains else stop.model_copy(update={"drain_s": 0.0}),
         "log": _over(topology.log, table.log),
+        "tree": table.tree if "tree" in table.model_fields_set else topology.tree,
     }
 
 

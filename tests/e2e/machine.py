@@ -5,12 +5,13 @@ with `eventually`.
 """
 
 import asyncio
+import os
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-from orchestrator.host import procfs
+from orchestrator.host import cgroup, procfs
 from orchestrator.host.orphans import end_orphans
 from orchestrator.host.reaper import Reaper
 from orchestrator.host.records import MainExited, ShimLost, StateSeen, TreeEmpty
@@ -67,7 +68,11 @@ class Life:
             found = path.read_text().splitlines() if path.exists() else []
             return dict(line.split() for line in found) if len(found) >= count else None
 
-        return {kind: int(pid) for kind, pid in self.machine.eventually(settled).items()}
+        found = {kind: int(pid) for kind, pid in self.machine.eventually(settled).items()}
+        if self.machine.tree != "pidns":
+            return found
+        outer = {innermost(one.pid): one.pid for one in procfs.descendants(self.shim)}
+        return {kind: outer[pid] for kind, pid in found.items()}
 
     @property
     def main(self) -> int:
@@ -78,8 +83,19 @@ class Life:
         return self.wait_for(MainExited)
 
 
+def innermost(pid: int) -> int:
+    """The pid by which a process knows itself."""
+    status = (procfs.read(f"/proc/{pid}/status") or b"").decode()
+    return next(
+        (int(line.split()[-1]) for line in status.splitlines() if line.startswith("NSpid")), 0
+    )
+
+
 class Machine:
-    def __init__(self, run: RunDir | None = None) -> None:
+    """`tree`: what holds the trees together here, see `orchestrator.host.enclosure`."""
+
+    def __init__(self, run: RunDir | None = None, tree: str = "walk") -> None:
+        self.tree = tree
         self.loop = asyncio.new_event_loop()
         self.root = run.root if run else Path(tempfile.mkdtemp(prefix="dyno"))
         self.run = run or RunDir(self.root / "r")
@@ -117,6 +133,10 @@ class Machine:
         directory = self.run.make_life(life)
         wanted.setdefault("log_path", str(self.root / f"{directory.name}.log"))
         wanted.setdefault("env", {"PATH": "/usr/bin:/bin"})
+        if self.tree == "cgroup":
+            name = f"dynorch-test-{directory.name}-{os.getpid()}"
+            wanted.setdefault("group", f"{cgroup.home()}/{name}")
+        wanted.setdefault("tree", self.tree)
         if callable(wanted.get("argv")):
             wanted["argv"] = wanted["argv"](directory / "t")
         return Spawn(life=name, nonce="test", directory=str(directory), **wanted)

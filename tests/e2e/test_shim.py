@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.host import procfs, shm
 from orchestrator.host.orphans import end_leftovers
 from orchestrator.host.records import ShimLost
 from orchestrator.host.rundir import RunDir
@@ -29,112 +28,6 @@ def machine():
 
 def stop(life, grace_s=10.0, linger_s=0.0):
     life.machine.call(life.link.stop, grace_s, linger_s)
-
-
-# The tree.
-
-
-def test_a_stop_leaves_nobody_of_four_kinds(machine):
-    life = machine.zoo("polite")
-    pids = life.running(5)
-    assert set(pids) == {*FOUR, "main"}
-    stop(life)
-    record = life.ended()
-    assert not alive(pids.values())
-    assert (record.status, record.asked, record.killed) == (7 << 8, True, 4)
-
-
-def test_a_main_that_leaves_by_itself_leaves_nobody(machine):
-    life = machine.zoo("quitter")
-    pids = life.running(5)
-    record = life.ended()
-    assert not alive(pids.values())
-    assert (record.status, record.asked, record.killed) == (3 << 8, False, 4)
-
-
-def test_a_killed_main_leaves_nobody(machine):
-    life = machine.zoo("polite")
-    pids = life.running(5)
-    began = time.monotonic()
-    os.kill(pids["main"], signal.SIGKILL)
-    record = life.ended()
-    assert not alive(pids.values())
-    assert (record.status, record.asked) == (9, False)
-    assert record.empty_at - began < 1.0
-
-
-def test_main_gets_one_sigterm_however_often_it_is_told(machine):
-    life = machine.zoo("stubborn")
-    pids = life.running(5)
-    for _ in range(3):
-        stop(life, grace_s=60.0)
-    terms = life.folder / "terms"
-    machine.eventually(terms.exists)
-    stop(life, grace_s=0.2)
-    record = life.ended()
-    assert terms.exists() is False or terms.read_text() == "TERM\n"
-    assert not alive(pids.values())
-    assert (record.status, record.killed) == (9, 5)
-
-
-def test_kill_takes_no_grace(machine):
-    life = machine.zoo("stubborn")
-    pids = life.running(5)
-    machine.call(life.link.kill)
-    record = life.ended()
-    assert not alive(pids.values())
-    assert not (life.folder / "terms").exists()
-    assert (record.asked, record.status) == (True, 9)
-
-
-def test_the_rest_gets_its_time_to_linger(machine):
-    life = machine.zoo("polite", linger_s=0.0)
-    life.running(5)
-    stop(life, linger_s=0.4)
-    record = life.ended()
-    assert 0.4 <= record.empty_at - record.exited_at < 3.0
-
-
-@pytest.mark.parametrize("kind", ["storm", "hopper"])
-def test_a_fork_storm_ends(machine, kind):
-    life = machine.zoo(kind)
-    life.running(2 if kind == "hopper" else 1)
-    machine.eventually(lambda: len(procfs.descendants(life.shim)) > (100 if kind == "storm" else 1))
-    began = time.monotonic()
-    machine.call(life.link.kill)
-    record = life.ended(60)
-    assert record.empty_at - began < 10.0
-    assert not procfs.descendants(life.shim)
-    session = [one for one in procfs.every().values() if one.sid == life.shim and one.alive]
-    assert {one.pid for one in session} <= {life.shim}
-
-
-def test_a_grandchild_that_holds_the_output_delays_nothing(machine):
-    life = machine.zoo("noisy_exit", crash_linger_s=5.0)
-    pids = life.running(2)
-    began = time.monotonic()
-    os.kill(pids["main"], signal.SIGKILL)
-    assert life.exited.at - began < 0.1
-    assert alive([pids["plain"]])
-    machine.call(life.link.kill)
-    assert life.ended().tail == "hello\n"
-
-
-def test_names_in_shared_memory_are_unlinked_and_foreign_ones_are_kept(machine):
-    life = machine.zoo("shared_memory")
-    pids = life.running(2)
-    names = set((life.folder / "names").read_text().split())
-    foreign = f"psm_foreign_{os.getpid()}"
-    path = Path(shm.ROOT, foreign)
-    path.write_bytes(b"x")
-    try:
-        os.kill(pids["main"], signal.SIGKILL)
-        record = life.ended()
-        assert not names & {entry.name for entry in Path(shm.ROOT).iterdir()}
-        assert "psm_zoo" in str(record.unlinked)
-        assert path.exists()
-    finally:
-        path.unlink()
 
 
 # A shim that is killed.

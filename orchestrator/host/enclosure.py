@@ -1,0 +1,121 @@
+"""What holds a worker's tree together, so that all of it can be found and killed.
+
+    walk     nothing but the shim: whoever loses its parent becomes the shim's child. Everywhere.
+    cgroup   the walk, and a control group that knows the tree even when the shim is dead.
+    pidns    the walk, and a PID namespace that dies with its first process (see `nest`).
+
+The shim uses them all in the same way; what differs is how main is forked, and what is done when
+forks outrun the kill: whole process groups, the whole control group, the whole namespace.
+"""
+
+import os
+
+from orchestrator.host import cgroup, procfs, tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` itself would cost every shim its pages
+    from orchestrator.host.spawn import Spawn
+
+KINDS = ("walk", "cgroup", "pidns")
+
+
+class Walk:
+    """Nothing is added to what the kernel does for every subreaper.
+
+    `parent`: main's parent as main sees it. `news`: a descriptor that tells of main's end, where
+    main isn't our own child; else -1.
+    """
+
+    group = ""
+
+    def __init__(self) -> None:
+        self.parent = 0
+        self.news = -1
+
+    def prepare(self) -> None:
+        """Make what is needed; OSError says why it can't be had."""
+        self.parent = os.getpid()
+
+    def fork(self) -> int:
+        """Fork main: its pid, and 0 in main. OSError when nobody can be forked."""
+        return os.fork()
+
+    def members(self) -> list[procfs.Stat]:
+        """Everybody of the tree who is there now, zombies included."""
+        return tree.of_shim(os.getpid())
+
+    def storm(self, members: list[procfs.Stat]) -> None:
+        """Kill more of the tree at once than one by one, whoever `members` has missed."""
+        tree.kill_groups(members)
+
+    def read_news(self) -> int | None:
+        """Return main's wait status, where `news` tells it and has."""
+        return None
+
+    def close(self) -> None:
+        """Remove what `prepare` made; the tree is empty."""
+
+
+class Group(Walk):
+    """A control group of the tree's own, at a path that didn't exist before.
+
+    One that can't be had at this moment isn't worth a failed start: the walk goes on alone, and
+    the shim's last words say why.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.group = path
+
+    def prepare(self) -> None:
+        """Make the group."""
+        super().prepare()
+        try:
+            cgroup.make(self.group)
+        except OSError as error:
+            self._do_without(error)
+
+    def fork(self) -> int:
+        """Fork main and put it into the group from outside: it waits for nothing."""
+        main = os.fork()
+        if main and self.group:
+            try:
+                cgroup.add(self.group, main)
+            except OSError as error:
+                self._do_without(error)
+        return main
+
+    def members(self) -> list[procfs.Stat]:
+        """Whom the walk finds, and whom the group lists."""
+        found = super().members()
+        known = {one.pid for one in found}
+        more = cgroup.members(self.group) - known if self.group else ()
+        return found + [one for one in map(procfs.stat, more) if one is not None]
+
+    def storm(self, members: list[procfs.Stat]) -> None:
+        """Kill the control group, and the process groups for those who slipped out of it."""
+        if self.group:
+            cgroup.kill(self.group)
+        super().storm(members)
+
+    def close(self) -> None:
+        """Remove the group."""
+        if self.group:
+            cgroup.remove(self.group)
+
+    def _do_without(self, error: OSError) -> None:
+        if self.group:
+            cgroup.remove(self.group)
+        self.group = ""
+        os.write(2, f"no control group, so the walk alone: {error}\n".encode())
+
+
+def of(spawn: "Spawn") -> Walk:
+    """Return what this worker is to be held together by."""
+    if spawn.tree == "cgroup":
+        return Group(spawn.group)
+    if spawn.tree == "pidns":
+        from orchestrator.host import nest  # noqa: PLC0415 - only who asks for it pays its pages
+
+        return nest.Nest(spawn.life)
+    return Walk()
