@@ -277,5 +277,34 @@ def sleeper():
     pause()
 
 
+def ticker():
+    """A numbered line every few milliseconds, for as long as it lives."""
+    number = 0
+
+    def tick(*_):
+        nonlocal number
+        os.write(1, b"%099d\n" % number)
+        number += 1
+
+    signal.signal(signal.SIGALRM, tick)
+    signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+    note("main")
+    pause()
+
+
+def mortal():
+    """A family whose main says who it is, and leaves with 7 on TERM, after its last words."""
+    family()
+
+    def leave(*_):
+        os.write(1, b"end of %d\n" % os.getpid())
+        os._exit(7)
+
+    signal.signal(signal.SIGTERM, leave)
+    os.write(1, b"begin of %d\n" % os.getpid())
+    note("main")
+    pause()
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]]()

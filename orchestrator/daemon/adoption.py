@@ -22,6 +22,7 @@ from orchestrator.daemon.supervisor import Supervisor
 from orchestrator.daemon.unit import Unit
 from orchestrator.daemon.verbs import RefusedError, read
 from orchestrator.host import procfs
+from orchestrator.host.fault_points import reached
 from orchestrator.host.orphans import end_leftovers
 from orchestrator.host.reaper import Reaper
 from orchestrator.host.records import ShimEvent, ShimLost, TreeEmpty
@@ -55,23 +56,33 @@ class Adoption:
         """Adopt everything; returns a sentence for each thing that couldn't be."""
         self._run_dir.remove_rubble()
         lives = {life.life: life for life in self._run_dir.scan()}
+        reached("adoption.scanned")
         ended = await self._end_lost(list(lives.values()))
+        reached("adoption.lost-trees-ended")
         up, troubles = self._read_all()
+        reached("adoption.files-read")
         units = [unit for found in up for unit in self._deployments.adopt(found)]
         saved = [(unit, self._saved(unit)) for unit in units]
         ours = {life for unit, one in saved if one for life in self._claimed(unit, one)}
         strays = [life for life in lives.values() if life.alive and life.life not in ours]
         stubborn = await self._end_strays(strays)
+        reached("adoption.strays-ended")
         for unit, one in saved:
             if one is not None:
                 self._restore(unit, one, lives, ended)
+                reached("adoption.unit-restored")
             else:
                 numbers = [life.incarnation for life in lives if life.of == unit.id]
                 unit.state = replace(unit.state, incarnation=max(numbers, default=0))
+        reached("adoption.restored")
+        # All events are taken before anything follows from them. Only then is it known for good
+        # how the dead have ended: another daemon may have to read it again.
+        self._supervisor.catch_up()
         for life in lives.values():
             if life.life not in self._launcher.lives and life not in stubborn:
                 self._run_dir.remove_life(life.directory)
         self._launcher.release_ports()
+        reached("adoption.lives-removed")
         self._go_on(up, [unit for unit, one in saved if one is None])
         return troubles + [f"{life.life} runs, is nobody's, and won't die" for life in stubborn]
 
@@ -142,8 +153,7 @@ class Adoption:
         return self._launcher.adopt(unit, life, here.directory)
 
     def _go_on(self, up: list[Deployment], unbegun: list[Unit]) -> None:
-        """Take the events, all before anything follows from them; then go on where it stopped."""
-        self._supervisor.catch_up()
+        """Go on where the old one stopped."""
         for found in up:
             if found.going_down:
                 self._deployments.begin_down(found, at_once=False)

@@ -19,6 +19,7 @@ from orchestrator.daemon.deployment import Deployment, Kept
 from orchestrator.daemon.publisher import Publisher
 from orchestrator.daemon.supervisor import Supervisor
 from orchestrator.daemon.unit import Unit
+from orchestrator.host.fault_points import reached
 from orchestrator.host.rundir import RunDir, StateDir
 from orchestrator.wire.ids import LifeId
 
@@ -52,6 +53,7 @@ class Deployments:
     def deploy(self, found: Deployment) -> None:
         """Take care of a topology from now on, and write it down for the next daemon."""
         self._write(found)
+        reached("deployments.written")
         self.adopt(found)
 
     def adopt(self, found: Deployment) -> list[Unit]:
@@ -87,6 +89,7 @@ class Deployments:
                 self._write(found)
             except OSError as error:  # a full disk stops no stop; only the next daemon won't know
                 self._publisher.event(found.name, "not-saved", reason=str(error))
+            reached("deployments.down-written")
             self._publisher.event(found.name, "going-down", detail={"now": str(at_once).lower()})
         found.at_once = found.at_once or at_once
         self._descend(found)
@@ -116,7 +119,9 @@ class Deployments:
         for unit in self.units(found.name):
             self._supervisor.remove(unit.id)
             self._run_dir.replica(unit.id).unlink(missing_ok=True)
+            reached("deployments.state-removed")
         self._run_dir.topology(found.name).unlink(missing_ok=True)
+        reached("deployments.forgotten")
         del self.by_name[found.name]
         self._publisher.event(found.name, "gone")
         self._on_gone()
@@ -187,6 +192,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     try:
         draft.write_bytes(data)
         draft.chmod(0o600)
+        reached("disk.drafted")
         draft.rename(path)
     except OSError:
         draft.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from orchestrator.core.plan import RENDEZVOUS, PlannedWorker
 from orchestrator.core.worker_env import PrivateDirs, worker_env
 from orchestrator.daemon.unit import Unit
 from orchestrator.host import cgroup, records
+from orchestrator.host.fault_points import reached
 from orchestrator.host.orphans import end_orphans
 from orchestrator.host.port_table import NoPortError, PortTable
 from orchestrator.host.reaper import Reaper
@@ -41,8 +42,10 @@ NOFILE = 65_536
 class Post(Protocol):
     """Where answers go."""
 
-    def __call__(self, replica: ReplicaId, event: events.Event) -> None:
-        """Put an event into the mailbox."""
+    def __call__(
+        self, replica: ReplicaId, event: events.Event, then: Callable[[], None] | None = None
+    ) -> None:
+        """Put an event into the mailbox; `then` is called when it can't be lost any more."""
 
 
 class Orders(Protocol):
@@ -114,15 +117,18 @@ class Launcher:
         except OSError as error:  # a full disk; or the rubble of a life that couldn't be removed
             self._unborn(life, str(error))
             return
+        reached("launcher.life-made")
         here = self.lives[life] = Life(unit, life, directory)
         try:
             request = self._request(unit, life, planned, directory, log)
             zygote = self._zygotes("vllm" if planned.engine == "vllm" else "bare")
         except (NoPortError, ZygoteError) as error:
             self._forget(here)
+            self._run_dir.remove_life(directory)
             self._unborn(life, str(error))
             return
         future = zygote.spawn(request)
+        reached("launcher.birth-asked")
         future.add_done_callback(lambda done: self._spawned(here, done))
 
     def _gang(self, unit: Unit, life: LifeId, planned: PlannedWorker) -> config.Gang | None:
@@ -202,12 +208,15 @@ class Launcher:
         error = done.exception()
         if isinstance(error, ZygoteError):
             self._forget(here)
+            self._run_dir.remove_life(here.directory)
             self._unborn(life, str(error))
             return
         if error is not None:
             raise error
+        reached("launcher.birth-heard")
         self._post(life.of, events.Spawned(life.member, life.incarnation, done.result()))
         self._connect(here)
+        reached("launcher.shim-connected")
 
     def _connect(self, here: Life) -> None:
         here.link = ShimLink.connect(here.directory, lambda event: self._heard(here, event))
@@ -233,8 +242,10 @@ class Launcher:
     def _give(link: ShimLink, action: actions.MemberAction) -> None:
         if isinstance(action, actions.Stop):
             link.stop(action.grace_s, action.linger_s)
+            reached("launcher.stop-given")
         elif isinstance(action, actions.Kill):
             link.kill()
+            reached("launcher.kill-given")
 
     def _end_unknown(self, unit: Unit, life: LifeId, action: actions.MemberAction) -> None:
         """An order about a life that was never born, or is gone: its tree is empty."""
@@ -260,6 +271,7 @@ class Launcher:
                     stuck = events.TreeStuck(life.member, life.incarnation, event.stuck)
                     self._post(life.of, stuck)
             case records.MainExited():
+                reached("launcher.exit-heard")
                 exited = events.MainExited(life.member, life.incarnation, event.status)
                 self._post(life.of, exited)
             case records.TreeEmpty():
@@ -287,16 +299,23 @@ class Launcher:
         )
 
     def _emptied(self, here: Life, facts: events.ExitFacts) -> None:
+        """Say so. The exit record goes only when the core's state knows what it says."""
+        reached("launcher.end-heard")
         life = here.id
         self._forget(here)
-        self._post(life.of, events.TreeEmptied(life.member, life.incarnation, facts))
+        emptied = events.TreeEmptied(life.member, life.incarnation, facts)
+        self._post(life.of, emptied, lambda: self._remove(here.directory))
+        reached("launcher.end-posted")
+
+    def _remove(self, directory: Path) -> None:
+        self._run_dir.remove_life(directory)
+        reached("launcher.life-removed")
 
     def _forget(self, here: Life) -> None:
         if here.link is not None:
             here.link.close()
         del self.lives[here.id]
         self._orders.forget(here.id)
-        self._run_dir.remove_life(here.directory)
         if gang_of(here.id) not in self._gangs():
             self._ports.release(gang_of(here.id))
 
@@ -307,10 +326,12 @@ class Launcher:
     # ---- adoption ----------------------------------------------------------------------------
 
     def adopt(self, unit: Unit, life: LifeId, directory: Path) -> Found:
-        """Take over what a daemon before left of this life, and say what was found."""
+        """Take over what a daemon before left of this life, and say what was found.
+
+        What is left of one that has ended is removed when the news of it is on disk.
+        """
         ended = records.read_exit(directory)
         if ended is not None:
-            self._run_dir.remove_life(directory)
             return Ended(facts_of(ended, unit, life))
         here = self.lives[life] = Life(unit, life, directory)
         try:

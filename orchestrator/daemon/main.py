@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -41,6 +42,7 @@ from orchestrator.daemon.systemd import Systemd
 from orchestrator.daemon.unit import Unit
 from orchestrator.daemon.verbs import Verbs
 from orchestrator.host import procfs
+from orchestrator.host.fault_points import reached
 from orchestrator.host.journal import Journal
 from orchestrator.host.lock import DaemonLock, HeldError
 from orchestrator.host.port_table import PortTable
@@ -79,6 +81,7 @@ def run(*, on_demand: bool, ready_fd: int) -> int:
         state_dir.create()
         lock = DaemonLock(run_dir.lock)
         lock.acquire()
+        reached("daemon.locked")
     except (DirectoryError, HeldError, OSError) as refused:
         return _refuse(ready_fd, refused)
     try:
@@ -150,8 +153,10 @@ class Daemon:
 
     # The knots: these need somebody who is made later.
 
-    def _post(self, replica: ReplicaId, event: events.Event) -> None:
-        self._supervisor.post(replica, event)
+    def _post(
+        self, replica: ReplicaId, event: events.Event, then: Callable[[], None] | None = None
+    ) -> None:
+        self._supervisor.post(replica, event, then)
 
     def _wanted_ports(self) -> set[int]:
         return {port for found in self._deployments.by_name.values() for port in found.ports}
@@ -217,12 +222,14 @@ class Daemon:
         self._reaper.start()
         self._publisher.start()
         await self._nursery.end_old()
+        reached("adoption.old-zygotes-ended")
         self._nursery.zygote("bare")
         adoption = Adoption(
             self._run_dir, self._deployments, self._supervisor, self._launcher, self._reaper
         )
         for trouble in await adoption.run():
             self._publisher.event("daemon", "not-adopted", reason=trouble)
+        reached("adoption.over")
         self._control.start()
         self._hearing.watch_adopted()
         self._publisher.event("daemon", "started", detail={"pid": str(os.getpid())})
@@ -230,6 +237,7 @@ class Daemon:
         if self._end_asked:
             self._end_all()
         self._unasked = loop.call_later(FIRST_S, self._end_if_idle)
+        reached("daemon.serving")
         _say(ready_fd, "ready")
         self._systemd.ready()
         await self._over.wait()

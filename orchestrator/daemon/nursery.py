@@ -12,6 +12,7 @@ import os
 import sys
 
 from orchestrator.core.worker_env import zygote_env
+from orchestrator.host import fault_points
 from orchestrator.host.reaper import Reaper
 from orchestrator.host.rundir import RunDir, StateDir
 from orchestrator.host.zygote_link import ZygoteError, ZygoteLink
@@ -42,7 +43,7 @@ class Nursery:
         if link is None:
             log = self._state_dir.zygote_log(profile)
             link = ZygoteLink(self._reaper, self._run_dir.record_zygote, log)
-            env = zygote_env(os.environ, profile)
+            env = zygote_env(os.environ, profile) | fault_points.passed_on()
             link.start(profile, sys.executable, env, [str(self._run_dir.code)], PRELOADS[profile])
             self._links[profile] = link
         return link

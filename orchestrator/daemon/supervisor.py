@@ -23,12 +23,16 @@ from orchestrator.core.replica import step
 from orchestrator.core.state import Hold, State
 from orchestrator.daemon.publisher import Publisher
 from orchestrator.daemon.unit import Unit
+from orchestrator.host.fault_points import reached
 from orchestrator.wire.ids import ReplicaId
 
 BIRTHS_MAX = 8
 """Replicas that may be under birth at once; the others wait for their turn."""
 TURN_MAX = 256
 """Events taken in one loop pass; sockets get their turn in between."""
+
+
+Letter = tuple[ReplicaId, events.Event, Callable[[], None] | None]
 
 
 class Effects(Protocol):
@@ -65,7 +69,7 @@ class Supervisor:
         self._owner = owner
         self._families: dict[str, dict[ReplicaId, Unit]] = {}
         self._needs: dict[str, dict[ReplicaId, tuple[fleet.Need, ...]]] = {}
-        self._mailbox: deque[tuple[ReplicaId, events.Event]] = deque()
+        self._mailbox: deque[Letter] = deque()
         self._timers: dict[ReplicaId, asyncio.TimerHandle] = {}
         self._scheduled = False
         # Who waits for its turn, in order of coming, and who has it.
@@ -93,16 +97,22 @@ class Supervisor:
             del self._families[replica.topology]
             self._needs.pop(replica.topology, None)
 
-    def post(self, replica: ReplicaId, event: events.Event) -> None:
-        """Put an event into the mailbox; it is taken in a later loop pass, in order."""
-        self._mailbox.append((replica, event))
+    def post(
+        self, replica: ReplicaId, event: events.Event, then: Callable[[], None] | None = None
+    ) -> None:
+        """Put an event into the mailbox; it is taken in a later loop pass, in order.
+
+        `then` is called once what it says can't be lost any more: the state that knows it is on
+        disk. Whoever owns the only other record of a fact removes that record there.
+        """
+        self._mailbox.append((replica, event, then))
         self._schedule()
 
     def request(self, unit: Unit, make: Callable[[int], events.Event]) -> None:
         """Post an operator's request with the next intent number."""
         queued = sum(
             1
-            for replica, event in self._mailbox
+            for replica, event, _ in self._mailbox
             if replica == unit.id and isinstance(event, events.Request)
         )
         self.post(unit.id, make(unit.state.intent + queued + 1))
@@ -115,10 +125,12 @@ class Supervisor:
     def _turn(self) -> None:
         self._scheduled = False
         for _ in range(min(TURN_MAX, len(self._mailbox))):
-            replica, event = self._mailbox.popleft()
+            replica, event, then = self._mailbox.popleft()
             unit = self.units.get(replica)
             if unit is not None:
                 self._take(unit, event)
+            if then is not None:
+                then()
         if self._mailbox:
             self._schedule()
 
@@ -128,8 +140,11 @@ class Supervisor:
         For adoption: these events are old news, and nobody may start on what only used to be true.
         """
         self._mailbox, news = deque(), self._mailbox
-        for replica, event in news:
+        for replica, event, then in news:
             self._step(self.units[replica], event)
+            if then is not None:
+                then()
+            reached("adoption.news-taken")
         for topology in list(self._families):
             self.tell_dependants(topology)
 
@@ -137,6 +152,7 @@ class Supervisor:
         if self._step(unit, event):
             self.tell_dependants(unit.id.topology)
             self._owner.settled(unit)
+            reached("supervisor.settled")
 
     def _step(self, unit: Unit, event: events.Event) -> bool:
         """Decide and do; False when the event changes nothing."""
@@ -147,12 +163,18 @@ class Supervisor:
         unit.state, ordered = step(before, event, now, policy)
         if unit.state is before and not ordered:
             return False
+        reached("supervisor.decided")
         self._save(unit.id, unit.state)
+        reached("supervisor.saved")
         self._owner.changed(unit, before)
+        reached("supervisor.published")
         self._record(unit, before, event, ordered, now)
+        reached("supervisor.recorded")
         for action in ordered:
             self._perform(unit, action)
+            reached("supervisor.performed-one")
         self._note_turns(unit)
+        reached("supervisor.performed-all")
         return True
 
     def _note_turns(self, unit: Unit) -> None:

@@ -7,11 +7,15 @@ whoever wants to know without disturbing: looking takes no lock.
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 import msgspec
 
 from orchestrator.host.identity import Identity
+
+DYING_S = 2.0
+LOOK_S = 0.005
 
 
 class HeldError(Exception):
@@ -26,15 +30,20 @@ class DaemonLock:
         self._fd = -1
 
     def acquire(self) -> None:
-        """Take it, or raise HeldError."""
+        """Take it, or raise HeldError.
+
+        Held by nobody who lives, it is waited for a moment: a daemon that was killed is dead at
+        once, but its last thread may take milliseconds to go, and the lock goes with that.
+        """
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
+        patience = time.monotonic() + DYING_S
+        while not _locked(fd):
             pid = holder(self._path)
-            who = f"pid {pid}" if pid else "a process that is just starting"
-            raise HeldError(f"another daemon runs in {self._path.parent}: {who}") from None
+            if pid or time.monotonic() > patience:
+                os.close(fd)
+                who = f"pid {pid}" if pid else "a process that is just starting"
+                raise HeldError(f"another daemon runs in {self._path.parent}: {who}")
+            time.sleep(LOOK_S)
         os.ftruncate(fd, 0)
         os.pwrite(fd, msgspec.json.encode(Identity.of(os.getpid())), 0)
         self._fd = fd
@@ -45,6 +54,14 @@ class DaemonLock:
             os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = -1
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def holder(path: Path) -> int | None:

@@ -16,6 +16,7 @@ its life, however often it is told to stop. Signals to the shim itself do nothin
 it takes its orders from its socket.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -24,6 +25,7 @@ import time
 
 from orchestrator.host import child, enclosure, log_file, prctl, procfs, shm, title, tree
 from orchestrator.host.clients import Clients
+from orchestrator.host.fault_points import reached
 from orchestrator.host.spawn import Spawn
 from orchestrator.host.whole_file import write_whole
 
@@ -119,6 +121,11 @@ class Shim:
         self._keep()
         self._enclosure.prepare()
 
+    def withdraw(self) -> None:
+        """Take the record back: the daemon is dead, and there was never a worker to be lost."""
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(self._spawn.directory, "life.json"))
+
     def fork(self) -> int | None:
         """Fork the worker. Returns None in the shim; in the worker, where to report trouble."""
         output, output_end = os.pipe()
@@ -141,6 +148,7 @@ class Shim:
         self._record["group"] = self._enclosure.group
         self._record["pipe"] = os.fstat(output).st_ino
         self._keep_if_there_is_room()
+        reached("shim.forked")
         return None
 
     def watch(self) -> None:
@@ -246,6 +254,7 @@ class Shim:
                 self._clients.tell({"event": "refused", "text": f"not an operation: {request!r}"})
 
     def _stop(self, grace_s: float, linger_s: float) -> None:
+        reached("shim.stop-heard")
         self._linger_s = linger_s
         now = time.monotonic()
         if self._phase == "running":
@@ -256,6 +265,7 @@ class Shim:
             # which names in /dev/shm were its own.
             self._note()
             self._terminate()
+            reached("shim.stop-done")
             self._clients.tell(self._state())
         elif self._phase == "stopping" and self._deadline is not None:
             self._deadline = min(self._deadline, now + grace_s)
@@ -277,6 +287,7 @@ class Shim:
     # What follows.
 
     def _main_gone(self, status: int) -> None:
+        reached("shim.main-reaped")
         self._status = status
         self._record["exited_at"] = time.monotonic()
         if self._report >= 0:
@@ -289,6 +300,7 @@ class Shim:
                 self._note()
         exited = {"event": "exited", "status": status, "at": self._record["exited_at"]}
         self._clients.tell({**exited, "exec_error": self._exec_error})
+        reached("shim.exit-told")
 
     def _advance(self, now: float) -> None:
         if self._output_rests_until is not None and now >= self._output_rests_until:
@@ -308,6 +320,7 @@ class Shim:
         self._kill_began = time.monotonic()
         storm = self._enclosure.storm
         self._kill = tree.TreeKill(self._leftovers, self._kill_began, storm)
+        reached("shim.kill-begun")
         self._clients.tell(self._state())
         self._kill_pass(self._kill_began)
 
@@ -348,6 +361,7 @@ class Shim:
 
     def _finish(self) -> None:
         """Empty the pipe, remove what the tree left, write the exit record, say so."""
+        reached("shim.tree-empty")
         if self._output >= 0:
             self._log.pump(self._output)
             if self._output_rests_until is None:
@@ -380,5 +394,7 @@ class Shim:
         except OSError:
             self._clients.tell(record)
             return False
+        reached("shim.end-recorded")
         self._clients.tell(record)
+        reached("shim.end-told")
         return True

@@ -24,6 +24,7 @@ import sys
 import time
 
 from orchestrator.host import child, framing, prctl, procfs, title
+from orchestrator.host.fault_points import reached
 from orchestrator.host.shim import Shim
 from orchestrator.host.spawn import Spawn
 
@@ -105,6 +106,7 @@ def _refuse(daemon: socket.socket, why: str) -> None:
 
 def _begin(daemon: socket.socket, done: int) -> tuple[Spawn, Shim]:
     """Be the shim up to the point where its worker may be forked; leave if it mayn't."""
+    reached("zygote.forked")
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     request = framing.receive(daemon)
     if request is None:
@@ -117,16 +119,19 @@ def _begin(daemon: socket.socket, done: int) -> tuple[Spawn, Shim]:
         where = f" {error.filename}" if error.filename else ""
         answer: dict[str, object] = {"error": f"{error.strerror}{where}"}
     else:
+        reached("shim.recorded")
         answer = {"pid": os.getpid()}
     try:
         daemon.sendall(framing.pack({"serial": request["serial"], **answer}))
     except OSError:
+        shim.withdraw()
         os._exit(1)
     os.write(done, b"d")
     if "error" in answer:
         os._exit(1)
     os.close(done)
     daemon.close()
+    reached("shim.answered")
     return spawn, shim
 
 
@@ -139,6 +144,7 @@ def _rehearse() -> None:
     spawn = Spawn(life="-", nonce="-", directory="/", log_path="/-", env={}, argv=["-"])
     for _ in range(REHEARSALS):
         Shim(Spawn.from_fields(spawn.to_fields()))
+        reached("rehearsal")
         json.loads(json.dumps(spawn.to_fields(), default=repr))
         prctl.set_name("dynorch-zygote")
         procfs.starttime(os.getpid())
