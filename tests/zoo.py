@@ -280,16 +280,12 @@ def sleeper():
 def ticker():
     """A numbered line every few milliseconds, for as long as it lives."""
     number = 0
-
-    def tick(*_):
-        nonlocal number
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+    note("main")
+    while signal.sigwait([signal.SIGALRM]):
         os.write(1, b"%099d\n" % number)
         number += 1
-
-    signal.signal(signal.SIGALRM, tick)
-    signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
-    note("main")
-    pause()
 
 
 def mortal():

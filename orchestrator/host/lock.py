@@ -7,6 +7,7 @@ whoever wants to know without disturbing: looking takes no lock.
 
 import fcntl
 import os
+import select
 import time
 from pathlib import Path
 
@@ -43,7 +44,7 @@ class DaemonLock:
                 os.close(fd)
                 who = f"pid {pid}" if pid else "a process that is just starting"
                 raise HeldError(f"another daemon runs in {self._path.parent}: {who}")
-            time.sleep(LOOK_S)
+            select.select((), (), (), LOOK_S)
         os.ftruncate(fd, 0)
         os.pwrite(fd, msgspec.json.encode(Identity.of(os.getpid())), 0)
         self._fd = fd

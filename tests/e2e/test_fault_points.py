@@ -179,6 +179,8 @@ def test_statement_55_a_worker_that_dies_meanwhile_is_seen_with_its_exit(scene, 
     main = before.workers[0].pid
     scene.kill()
     os.kill(main, number)
+    if number == signal.SIGKILL:
+        scene.speechless.add(main)
     eventually(lambda: scene.tree("mortal") == [])
     assert scene.start() == "ready"
     assert said in comes_back(scene, before, restarts=1).reason
