@@ -254,6 +254,13 @@ class Launcher:
                 life.member, life.incarnation, events.ExitFacts(asked=True)
             ))  # fmt: skip
 
+    def note_shared_memory(self, unit: Unit) -> None:
+        """Let an engine's shims write down what is mapped, now that all of it is."""
+        for planned in unit.spec.members:
+            here = self.lives.get(unit.life(planned.member))
+            if planned.engine and here is not None and here.link is not None:
+                here.link.note_shared_memory()
+
     # ---- what shims say ----------------------------------------------------------------------
 
     def _heard(self, here: Life, event: records.ShimEvent) -> None:
@@ -267,6 +274,8 @@ class Launcher:
                 if event.status is not None:
                     exited = events.MainExited(life.member, life.incarnation, event.status)
                     self._post(life.of, exited)
+                if heard is not None:
+                    heard.log_dropped_bytes = event.dropped_bytes
                 if event.stuck:
                     stuck = events.TreeStuck(life.member, life.incarnation, event.stuck)
                     self._post(life.of, stuck)

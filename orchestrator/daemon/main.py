@@ -26,7 +26,7 @@ from orchestrator import __version__
 from orchestrator.core import events
 from orchestrator.core.adopt import Saved
 from orchestrator.core.adopt import encode as encode_saved
-from orchestrator.core.state import State
+from orchestrator.core.state import Phase, State
 from orchestrator.daemon import snapshot
 from orchestrator.daemon.adoption import Adoption
 from orchestrator.daemon.control import Control
@@ -162,8 +162,10 @@ class Daemon:
         return {port for found in self._deployments.by_name.values() for port in found.ports}
 
     def changed(self, unit: Unit, before: State) -> None:
-        """See `Deployments.changed`."""
+        """See `Deployments.changed`, and `Launcher.note_shared_memory` of an engine just ready."""
         self._deployments.changed(unit, before)
+        if Phase.READY is unit.state.phase is not before.phase:
+            self._launcher.note_shared_memory(unit)
         self._systemd.changed()
 
     def settled(self, unit: Unit) -> None:

@@ -51,6 +51,7 @@ def worker(unit: Unit, member: int) -> snapshot.WorkerStatus:
         requests=beat.requests if beat else 0,
         tokens=beat.tokens if beat else 0,
         log=unit.spec.logs[member],
+        log_dropped_bytes=heard.log_dropped_bytes if heard else 0,
     )
 
 

@@ -49,6 +49,7 @@ class Heard:
     progress: str = ""
     percent: float | None = None
     main_pid: int | None = None
+    log_dropped_bytes: int = 0
     ports: dict[str, int] = field(default_factory=dict)
 
 

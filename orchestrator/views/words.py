@@ -103,8 +103,14 @@ def situation(replica: ReplicaStatus) -> str:
     if replica.phase == "starting" and replica.cause == "waiting-dependency":
         said = "what it depends on is there"  # the reason is still that of its wait
     if said and ahead:
-        return f"{said} ({ahead})"
-    return said or ahead
+        said, ahead = f"{said} ({ahead})", ""
+    return "; ".join(filter(None, (said or ahead, lost_output(replica))))
+
+
+def lost_output(replica: ReplicaStatus) -> str:
+    """Say how much of the workers' output never got into the log; empty when nothing is missing."""
+    lost = sum(worker.log_dropped_bytes for worker in replica.workers)
+    return f"{lost} bytes of output are missing in its log" if lost else ""
 
 
 def engine(name: str) -> str:

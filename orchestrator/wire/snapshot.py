@@ -40,6 +40,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     `progress` is what a starting worker says that it does, `percent` how far it is (0 to 100).
     `requests` and `tokens` only grow in one life. `log` is a path; it exists once there was output.
+    `log_dropped_bytes`: output of this life that couldn't be written there.
     `ports`: "http" of a frontend; "rendezvous" of a gang, another one in each incarnation.
     """
 
@@ -54,6 +55,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     requests: int = 0
     tokens: int = 0
     log: str = ""
+    log_dropped_bytes: int = 0
 
 
 class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):

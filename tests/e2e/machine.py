@@ -7,11 +7,14 @@ with `eventually`.
 import asyncio
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from orchestrator.host import cgroup, procfs
+import pytest
+
+from orchestrator.host import cgroup, nest, procfs
 from orchestrator.host.orphans import end_orphans
 from orchestrator.host.reaper import Reaper
 from orchestrator.host.records import MainExited, ShimLost, StateSeen, TreeEmpty
@@ -91,6 +94,14 @@ def innermost(pid: int) -> int:
     )
 
 
+def skip_unless_possible(tree: str) -> None:
+    """Skip, and say so, where this machine lacks what is to hold trees together."""
+    if tree == "cgroup" and not cgroup.home():
+        pytest.skip("NOT TESTED HERE: no writable cgroup v2; run as root or under Delegate=yes")
+    if tree == "pidns" and not nest.allowed():
+        pytest.skip("NOT TESTED HERE: no PID namespaces for this user; run as root")
+
+
 class Machine:
     """`tree`: what holds the trees together here, see `orchestrator.host.enclosure`."""
 
@@ -104,6 +115,7 @@ class Machine:
         self.reaper = Reaper(lambda *gone: self.orphans.append(gone))
         self.zygote = ZygoteLink(self.reaper, self.run.record_zygote, self.root / "zygote.log")
         self.lives: list[Life] = []
+        self.stand_ins: list[subprocess.Popen[bytes]] = []
         self.call(self.reaper.start)
 
     def call(self, function, *args):
@@ -134,8 +146,8 @@ class Machine:
         wanted.setdefault("log_path", str(self.root / f"{directory.name}.log"))
         wanted.setdefault("env", {"PATH": "/usr/bin:/bin"})
         if self.tree == "cgroup":
-            name = f"dynorch-test-{directory.name}-{os.getpid()}"
-            wanted.setdefault("group", f"{cgroup.home()}/{name}")
+            group = f"dynorch-test-{directory.name}-{os.getpid()}"
+            wanted.setdefault("group", f"{cgroup.home()}/{group}")
         wanted.setdefault("tree", self.tree)
         if callable(wanted.get("argv")):
             wanted["argv"] = wanted["argv"](directory / "t")
@@ -160,6 +172,8 @@ class Machine:
 
     def close(self) -> None:
         """Leave nothing, however the test ended."""
+        for daemon in self.stand_ins:
+            daemon.kill()
         for life in self.lives:
             if life.link is not None:
                 self.call(life.link.kill)

@@ -11,19 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.host import cgroup, nest, procfs, shm, title
+from orchestrator.host import cgroup, procfs, shm, title
 from orchestrator.host.records import StateSeen
-from tests.e2e.machine import Machine, alive
+from tests.e2e.machine import Machine, alive, skip_unless_possible
 
 FOUR = {"plain", "group", "session", "daemon"}
 
 
 @pytest.fixture(params=["walk", "cgroup", "pidns"])
 def machine(request):
-    if request.param == "cgroup" and not cgroup.home():
-        pytest.skip("NOT TESTED HERE: no writable cgroup v2; run as root or under Delegate=yes")
-    if request.param == "pidns" and not nest.allowed():
-        pytest.skip("NOT TESTED HERE: no PID namespaces for this user; run as root")
+    skip_unless_possible(request.param)
     made = Machine(tree=request.param)
     yield made
     made.close()
