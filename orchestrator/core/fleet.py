@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from orchestrator.core.events import Cleared, Held
+from orchestrator.core.groups import is_broken
 from orchestrator.core.reasons import Cause, Reason
 from orchestrator.core.state import Hold, Phase, Stage, State
 from orchestrator.wire.ids import ReplicaId
@@ -21,10 +22,12 @@ MET_BY: dict[str, frozenset[Phase]] = {
     "completed": frozenset({Phase.COMPLETED}),
 }
 """The phases that satisfy each condition of `depends-on`."""
+TOGETHER = "together"
+"""The condition of a `one-for-all` group: no failure keeps the other one down."""
 
 
 class Need(msgspec.Struct, frozen=True):
-    """One dependency: `condition` is a key of `MET_BY`."""
+    """One dependency: `condition` is a key of `MET_BY`, or `TOGETHER`."""
 
     on: ReplicaId
     condition: str = "ready"
@@ -39,7 +42,11 @@ def unmet(needs: Sequence[Need], states: Mapping[ReplicaId, State]) -> Reason | 
         other = states.get(need.on)
         if other is None:
             return Reason(Cause.WAITING_DEPENDENCY, f"waits for {need.on}, which isn't there")
-        if other.phase not in MET_BY[need.condition]:
+        if need.condition == TOGETHER:
+            if is_broken(other):
+                text = f"waits for {need.on} of its group: {other.reason.sentence}"
+                return Reason(Cause.WAITING_DEPENDENCY, text)
+        elif other.phase not in MET_BY[need.condition]:
             word = other.phase.value
             why = f": {other.reason.sentence}" if other.phase is Phase.FAILED else ""
             return Reason(
@@ -82,13 +89,18 @@ def is_being_born(state: State) -> bool:
 def stop_levels(replicas: Sequence[ReplicaId], needs: Needs) -> list[list[ReplicaId]]:
     """Order a stop: dependants first. A level is stopped in parallel once the one before is gone.
 
-    Needs that point outside `replicas` don't matter. A cycle is a programmer error here: the
-    topology was validated.
+    Needs that point outside `replicas` don't matter, nor does a group's togetherness. A cycle is a
+    programmer error here: the topology was validated.
     """
     left = sorted(set(replicas))
     levels: list[list[ReplicaId]] = []
     while left:
-        needed = {need.on for replica in left for need in needs.get(replica, ())}
+        needed = {
+            need.on
+            for replica in left
+            for need in needs.get(replica, ())
+            if need.condition != TOGETHER
+        }
         level = [replica for replica in left if replica not in needed]
         assert level, f"dependency cycle among {[str(replica) for replica in left]}"
         levels.append(level)

@@ -15,7 +15,7 @@ from orchestrator.core.inventory import Inventory
 from orchestrator.core.plan import Plan, PlannedWorker
 from orchestrator.core.policy import Policy
 from orchestrator.core.state import State
-from orchestrator.daemon import policies
+from orchestrator.daemon import bonds, policies
 from orchestrator.daemon.unit import Unit, UnitSpec
 from orchestrator.topology.processes import Process
 from orchestrator.topology.roles import EngineChoice, EngineRole
@@ -103,17 +103,19 @@ def _spec(
     log_of: Callable[[LifeId], str],
 ) -> UnitSpec:
     table = _table(found.topology, replica.role)
+    needs = bonds.needs(found.topology, found.plan.replicas, replica.role)
     return UnitSpec(
         id=replica,
         kind=members[0].kind,
         model=members[0].model,
-        policy=_policy(table),
+        policy=_policy(table, depends=bool(needs)),
         members=members,
         logs=tuple(log_of(replica.life(member.member, 0)) for member in members),
         log_max_bytes=table.log.max_size_bytes,
         log_backups=table.log.backups,
         cwd=str(Path(found.kept.file).parent),
-        needs=_needs(found.topology, found.plan, members[0]),
+        needs=needs,
+        bonds=bonds.bonds(found.topology, found.plan.replicas, replica.role),
         tree=table.tree,
     )
 
@@ -123,25 +125,14 @@ def _table(topology: Topology, role: str) -> EngineRole | Frontend | Process:
     return topology.roles.get(role) or topology.processes.get(role) or topology.frontend
 
 
-def _policy(table: EngineRole | Frontend | Process) -> Policy:
+def _policy(table: EngineRole | Frontend | Process, *, depends: bool) -> Policy:
     match table:
         case EngineRole():
-            return policies.of_role(table)
+            return policies.of_role(table, depends=depends)
         case Process():
-            return policies.of_process(table)
+            return policies.of_process(table, depends=depends)
         case Frontend():
             return policies.of_frontend(table)
-
-
-def _needs(topology: Topology, plan: Plan, worker: PlannedWorker) -> tuple[Need, ...]:
-    """Every replica of what a worker depends on; a oneshot process must have completed."""
-    found = []
-    for replica in plan.replicas:
-        if replica.role in worker.depends_on:
-            process = topology.processes.get(replica.role)
-            oneshot = process is not None and process.oneshot
-            found.append(Need(replica, "completed" if oneshot else "ready"))
-    return tuple(found)
 
 
 def stop_needs(units: list[Unit]) -> dict[ReplicaId, tuple[Need, ...]]:

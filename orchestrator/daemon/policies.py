@@ -55,13 +55,13 @@ def _liveness(alive: LivenessPolicy) -> dict[str, policy.Lease | policy.Liveness
     }
 
 
-def of_role(role: EngineRole) -> policy.Policy:
-    """An engine: says when it is ready, and can drain."""
+def of_role(role: EngineRole, *, depends: bool) -> policy.Policy:
+    """An engine: says when it is ready, and can drain. `depends`: it has needs."""
     return _policy(
         role.restart, role.start, role.stop,
         **_liveness(role.liveness),
         members=role.members,
-        holds=(Hold.DEPENDENCY,) if role.depends_on else (),
+        holds=(Hold.DEPENDENCY,) if depends else (),
     )  # fmt: skip
 
 
@@ -71,11 +71,11 @@ def of_frontend(frontend: Frontend) -> policy.Policy:
     return _policy(frontend.restart, frontend.start, frontend.stop, **alive)
 
 
-def of_process(process: Process) -> policy.Policy:
-    """A plain command: ready once started, can't drain."""
+def of_process(process: Process, *, depends: bool) -> policy.Policy:
+    """A plain command: ready once started, can't drain. `depends`: it has needs."""
     return _policy(
         process.restart, process.start, process.stop,
         has_readiness=False, drains=False,
         oneshot=process.oneshot,
-        holds=(Hold.DEPENDENCY,) if process.depends_on else (),
+        holds=(Hold.DEPENDENCY,) if depends else (),
     )  # fmt: skip

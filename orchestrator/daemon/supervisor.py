@@ -18,7 +18,7 @@ from typing import Protocol
 import msgspec
 from msgspec import structs
 
-from orchestrator.core import actions, events, fleet
+from orchestrator.core import actions, events, fleet, groups
 from orchestrator.core.replica import step
 from orchestrator.core.state import Hold, State
 from orchestrator.daemon.publisher import Publisher
@@ -69,6 +69,7 @@ class Supervisor:
         self._owner = owner
         self._families: dict[str, dict[ReplicaId, Unit]] = {}
         self._needs: dict[str, dict[ReplicaId, tuple[fleet.Need, ...]]] = {}
+        self._bonds: dict[str, dict[ReplicaId, tuple[groups.Bond, ...]]] = {}
         self._mailbox: deque[Letter] = deque()
         self._timers: dict[ReplicaId, asyncio.TimerHandle] = {}
         self._scheduled = False
@@ -84,6 +85,8 @@ class Supervisor:
             self._families.setdefault(unit.id.topology, {})[unit.id] = unit
             if unit.spec.needs:
                 self._needs.setdefault(unit.id.topology, {})[unit.id] = unit.spec.needs
+            if unit.spec.bonds:
+                self._bonds.setdefault(unit.id.topology, {})[unit.id] = unit.spec.bonds
 
     def remove(self, replica: ReplicaId) -> None:
         """Forget a unit that is at rest and wanted no more."""
@@ -93,9 +96,11 @@ class Supervisor:
         self._queue.pop(replica, None)
         del self._families[replica.topology][replica]
         self._needs.get(replica.topology, {}).pop(replica, None)
+        self._bonds.get(replica.topology, {}).pop(replica, None)
         if not self._families[replica.topology]:
             del self._families[replica.topology]
             self._needs.pop(replica.topology, None)
+            self._bonds.pop(replica.topology, None)
 
     def post(
         self, replica: ReplicaId, event: events.Event, then: Callable[[], None] | None = None
@@ -146,6 +151,9 @@ class Supervisor:
                 then()
             reached("adoption.news-taken")
         for topology in list(self._families):
+            self._take_along(groups.overdue_losses(
+                self._bonds.get(topology, {}), self._states(topology)
+            ))  # fmt: skip
             self.tell_dependants(topology)
 
     def _take(self, unit: Unit, event: events.Event) -> None:
@@ -175,7 +183,18 @@ class Supervisor:
             reached("supervisor.performed-one")
         self._note_turns(unit)
         reached("supervisor.performed-all")
+        if family := self._bonds.get(unit.id.topology):
+            states = self._states(unit.id.topology)
+            self._take_along(groups.losses(family, unit.id, before, states))
         return True
+
+    def _take_along(self, losses: Iterable[tuple[ReplicaId, events.PeerLost]]) -> None:
+        """End those that go down with another; one that has gone by now ignores it."""
+        for replica, lost in losses:
+            self._step(self.units[replica], lost)
+
+    def _states(self, topology: str) -> dict[ReplicaId, State]:
+        return {replica: unit.state for replica, unit in self._families[topology].items()}
 
     def _note_turns(self, unit: Unit) -> None:
         if fleet.wants_turn(unit.state):
@@ -218,12 +237,19 @@ class Supervisor:
         """
         needs = self._needs.get(topology)
         while needs:
-            states = {replica: unit.state for replica, unit in self._families[topology].items()}
+            states = self._states(topology)
             news = fleet.dependency_events(needs, states)
+            if any(isinstance(event, events.Cleared) for _, event in news):
+                # Stopped in one go with what held it back: it shall not be born in between.
+                leaving = self._asked_to_stop()
+                news = [each for each in news if each[0] not in leaving]
             if not news:
                 return
             for replica, event in news:
                 self._step(self.units[replica], event)
+
+    def _asked_to_stop(self) -> set[ReplicaId]:
+        return {to for to, event, _ in self._mailbox if isinstance(event, events.StopRequested)}
 
     def _record(
         self,

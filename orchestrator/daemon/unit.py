@@ -8,6 +8,7 @@ forgotten with the incarnation it was said in.
 from dataclasses import dataclass, field
 
 from orchestrator.core.fleet import Need
+from orchestrator.core.groups import Bond
 from orchestrator.core.liveness import Watch
 from orchestrator.core.plan import PlannedWorker
 from orchestrator.core.policy import Policy
@@ -21,8 +22,9 @@ class UnitSpec:
     """What a replica is: decided by the topology and the placement, never changed.
 
     `members` are the planned workers in member order, `logs` their log files; `needs` is what must
-    be there before it starts. `cwd`: the topology file's directory, where relative paths begin.
-    `tree`: what the file wants a worker's processes to be held together by.
+    be there before it starts, `bonds` with whom it goes down. `cwd`: the topology file's directory,
+    where relative paths begin. `tree`: what the file wants a worker's processes to be held together
+    by.
     """
 
     id: ReplicaId
@@ -36,6 +38,7 @@ class UnitSpec:
     cwd: str
     needs: tuple[Need, ...] = ()
     tree: str = "auto"
+    bonds: tuple[Bond, ...] = ()
 
 
 @dataclass(slots=True)

@@ -16,6 +16,15 @@ STOP_MARGIN_S = 15.0
 """What a vLLM worker needs after its drain to end its engine in order: `stop.grace` covers both."""
 
 
+OnDependencyRestart = Literal["ignore", "restart"]
+ON_DEPENDENCY_RESTART: OnDependencyRestart = Field(
+    default="ignore",
+    description="What a new life of something in `depends-on` means. ignore: nothing; workers and "
+    "frontends learn by themselves where it is now. restart: this one ends too, and starts when "
+    "its dependencies are ready again.",
+)
+
+
 class RestartPolicy(Table):
     """Whether and when a replica that ended is started again."""
 

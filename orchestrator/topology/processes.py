@@ -6,7 +6,11 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
 
-from orchestrator.topology.policies import Supervised
+from orchestrator.topology.policies import (
+    ON_DEPENDENCY_RESTART,
+    OnDependencyRestart,
+    Supervised,
+)
 from orchestrator.topology.table import Gpus, Strings, Table
 from orchestrator.topology.units import shown
 
@@ -91,6 +95,7 @@ class Process(Supervised):
     depends_on: Strings = Field(
         default=(), description="Roles or processes that must be ready first."
     )
+    on_dependency_restart: OnDependencyRestart = ON_DEPENDENCY_RESTART
     gpus: Gpus | None = Field(
         default=None,
         description="GPUs it gets: a count, or a list of indices or UUIDs. None if not given.",

@@ -30,6 +30,7 @@ TITLES = {
     "Fault": "[[roles.NAME.sim.faults]]",
     "Process": "[processes.NAME]",
     "Readiness": "[processes.NAME.ready]",
+    "Group": "[groups.NAME]",
     "KvTransfer": "[kv-transfer]",
     "RestartPolicy": "[restart], also inside a role, the frontend or a process",
     "StartPolicy": "[start], likewise",

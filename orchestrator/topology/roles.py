@@ -4,7 +4,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from orchestrator.topology.policies import LivenessPolicy, Supervised
+from orchestrator.topology.policies import (
+    ON_DEPENDENCY_RESTART,
+    LivenessPolicy,
+    OnDependencyRestart,
+    Supervised,
+)
 from orchestrator.topology.table import Gpus, Names, Strings, Table
 from orchestrator.topology.units import Duration, Size
 
@@ -127,6 +132,7 @@ class EngineRole(Supervised):
     depends_on: Strings = Field(
         default=(), description="Roles or processes that must be ready first."
     )
+    on_dependency_restart: OnDependencyRestart = ON_DEPENDENCY_RESTART
     python: str | None = Field(default=None, min_length=1, description=PYTHON_DESCRIPTION)
 
     @property

@@ -19,7 +19,14 @@ from orchestrator.topology.wording import finding, keys_at, nearest
 
 ROUNDS_MAX = 32
 """Each round takes out every key that is wrong in it; two or three rounds are the rule."""
-PLACEHOLDERS = {"name": "unnamed", "command": ["true"], "connector": "nixl", "fault": "crash"}
+PLACEHOLDERS: dict[str, Any] = {
+    "name": "unnamed",
+    "command": ["true"],
+    "connector": "nixl",
+    "fault": "crash",
+    "members": [],
+    "strategy": "one-for-one",
+}
 """What stands in for a required key, so that the rest of its table can be judged."""
 _UNQUOTED = {"int_type", "float_type", "bool_type", "value_error"}
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import Field, PrivateAttr
 
 from orchestrator.topology.complaints import Source
+from orchestrator.topology.groups import Group
 from orchestrator.topology.policies import LivenessPolicy, Supervised
 from orchestrator.topology.processes import Process
 from orchestrator.topology.roles import PYTHON_DESCRIPTION, EngineRole
@@ -98,6 +99,9 @@ class Topology(Supervised):
     )
     roles: dict[str, EngineRole] = Field(default={}, description="Engine workers, by role name.")
     processes: dict[str, Process] = Field(default={}, description="Plain commands, by name.")
+    groups: dict[str, Group] = Field(
+        default={}, description="Roles and processes that restart together, by group name."
+    )
     kv_transfer: KvTransfer | None = Field(
         default=None, description="KV cache from prefill to decode."
     )

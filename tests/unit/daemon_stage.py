@@ -165,8 +165,8 @@ class Stage:
     def phases(self) -> dict[str, str]:
         return {str(name): unit.state.phase.value for name, unit in self.supervisor.units.items()}
 
-    def life(self, unit, incarnation: int | None = None) -> str:
-        return f"{unit.id}.0#{incarnation or unit.state.incarnation}"
+    def life(self, unit, incarnation: int | None = None, member: int = 0) -> str:
+        return f"{unit.id}.{member}#{incarnation or unit.state.incarnation}"
 
     def timers(self) -> int:
         """How many things wait for their time."""
@@ -174,21 +174,23 @@ class Stage:
 
     # -- what the world says --------------------------------------------------------------------
 
-    def post(self, unit, kind, *args) -> None:
-        self.call(self.supervisor.post, unit.id, kind(0, unit.state.incarnation, *args))
+    def post(self, unit, kind, *args, member: int = 0) -> None:
+        self.call(self.supervisor.post, unit.id, kind(member, unit.state.incarnation, *args))
 
-    def born(self, unit) -> None:
-        self.post(unit, e.Spawned, next(self.pids))
+    def born(self, unit, member: int = 0) -> None:
+        self.post(unit, e.Spawned, next(self.pids), member=member)
 
     def empty(self, unit, status: int | None = 0) -> None:
         self.post(unit, e.TreeEmptied, e.ExitFacts(status=status, asked=status == 0))
 
-    def say(self, unit, message, incarnation: int | None = None) -> None:
-        life = unit.id.life(0, incarnation or unit.state.incarnation)
+    def say(self, unit, message, incarnation: int | None = None, member: int = 0) -> None:
+        life = unit.id.life(member, incarnation or unit.state.incarnation)
         self.call(self.hearing.take, self, life, message)
 
-    def hello(self, unit, *, ready: bool = False, incarnation: int | None = None) -> None:
-        life = self.life(unit, incarnation)
+    def hello(
+        self, unit, *, ready: bool = False, incarnation: int | None = None, member: int = 0
+    ) -> None:
+        life = self.life(unit, incarnation, member)
         self.say(
             unit,
             messages.Hello(
@@ -196,6 +198,7 @@ class Stage:
                 endpoint=f"ipc://{life}", ready=ready, models=["m"],
             ),
             incarnation,
+            member,
         )  # fmt: skip
 
     def beat(self, unit, *, ready: bool = True, incarnation: int | None = None, **facts) -> None:

@@ -4,8 +4,10 @@ import pytest
 from msgspec import structs
 
 from orchestrator.core import events as e
+from orchestrator.core.actions import Kill
 from orchestrator.core.state import Phase, State
 from orchestrator.daemon import routing, snapshot
+from orchestrator.wire import messages
 from tests.unit.daemon_stage import AGG, CHAIN
 
 
@@ -26,6 +28,28 @@ def crash(stage, name, status=256):
 
 
 # ---- routing -------------------------------------------------------------------------------------
+
+
+def test_statement_41_all_of_a_gang_are_routes_or_none_is(stage):
+    text = AGG.replace("replicas = 2", "data-parallel = 3")
+    stage.up(text)
+    gang = stage.unit("agg/worker-0")
+    for member in range(3):
+        stage.born(gang, member)
+        stage.hello(gang, member=member)
+    routes = lambda: [route.life for route in stage.tables[-1].routes]  # noqa: E731
+    for member in (2, 0):
+        stage.say(gang, messages.Ready(stage.life(gang, member=member), ["m"]), member=member)
+        assert routes() == []
+    stage.say(gang, messages.Ready(stage.life(gang, member=1), ["m"]), member=1)
+    assert routes() == [f"agg/worker-0.{member}#1" for member in range(3)]
+    stage.forget()
+    stage.post(gang, e.LeaseMissed, member=1)
+    assert routes() == []
+    assert "member 1" in stage.tables[-1].blocked[0].reason
+    assert (stage.phase("agg/worker-0"), stage.ordered(Kill)) == ("ready", [])
+    stage.post(gang, e.LeaseRecovered, member=1)
+    assert len(routes()) == 3
 
 
 def test_a_table_has_the_routable_and_the_blocked_with_their_reason(stage):

@@ -24,6 +24,15 @@ def role(text, name="w"):
     return f"[roles.{name}]\n{text}\n"
 
 
+def grouped(members: str, more: str = "", strategy: str = "rest-for-one") -> str:
+    """Three commands, of which `a` depends on `c`, and a group."""
+    group = f'groups.g = {{ members = {members}, strategy = "{strategy}" }}\n{more}\n'
+    return group + "".join(
+        f"[processes.{name}]\ncommand = ['x']\n{rest}\n"
+        for name, rest in (("a", "depends-on = ['c']"), ("b", ""), ("c", ""))
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -35,6 +44,17 @@ def role(text, name="w"):
         (role("env = { DYNORCH_X = '1' }"), "not a variable to set here: names that begin with"),
         (role("env = { CUDA_VISIBLE_DEVICES = '1' }"), "the placement sets it; write gpus"),
         (role("env = { 'a b' = '1' }"), "this is no name for a variable"),
+        # groups
+        (grouped('["a", "x"]'), 'groups.g.members[1]: nothing is called "x"; there are: a, b, c'),
+        (grouped('["a", "frontend"]'), "the frontend belongs to no group; leave it out"),
+        (grouped('["a"]'), "groups.g.members: a group has at least two members; write"),
+        (grouped('["a", "b", "a"]'), "groups.g.members[2]: a is twice; name it once"),
+        (grouped('["a", "b"]', 'groups.h = { members = ["c", "a"], strategy = "one-for-one" }'),
+         "groups.h.members[1]: a is in group g too; name it once"),
+        (grouped('["a", "c"]'), "nothing in a -> c -> a could ever start"),
+        (grouped('["a", "b"]', strategy="all-for-one"), "one-for-all"),
+        ("[processes.p]\ncommand = ['x']\non-dependency-restart = 'restart'",
+         "processes.p.on-dependency-restart: it depends on nothing; add depends-on"),
         # models
         (role("") + role("model = 'o'\nserved-model-name = 'm'", "x"), '"m" is m in role w and o'),
         # vLLM flags
@@ -118,6 +138,8 @@ def test_each_rule(text, expected):
         "[processes.p]\ncommand = ['x']\nstop = { grace = '1s' }",
         role("") + "[processes.p]\ncommand = ['x']\ndepends-on = ['w', 'frontend']",
         role("") + "[processes.p]\ncommand = ['x']\noneshot = true",
+        grouped('["c", "a", "b"]'),
+        grouped('["a", "c"]', strategy="one-for-all"),
         role("vllm = { lora-modules = [{ name = 'a' }], 'compilation-config.level' = 3 }"),
     ],
 )

@@ -304,6 +304,7 @@ EVERY_KEY = dedent("""\
     restart = { policy = "always", jitter = 0.1, attempts = 3, half-life = "1s" }
     stop = { drain = "1s", grace = "20s" }
     kv-transfer = { connector = "nixl", lease = "1s" }
+    groups.g = { members = ["d", "p"], strategy = "rest-for-one" }
     [roles.p]
     kind = "prefill"
     gpus = [0, 1]
@@ -311,6 +312,7 @@ EVERY_KEY = dedent("""\
     vllm = { block-size = 16 }
     sim = { step = "1ms", faults = [{ fault = "crash", times = 1 }] }
     depends-on = ["c"]
+    on-dependency-restart = "restart"
     [roles.d]
     kind = "decode"
     served-model-name = "m"

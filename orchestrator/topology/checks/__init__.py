@@ -7,7 +7,7 @@ and ports that are taken are found by placement and preflight.
 
 from collections.abc import Callable, Iterator
 
-from orchestrator.topology.checks import gpus, names, policies, processes, roles
+from orchestrator.topology.checks import gpus, groups, names, policies, processes, roles
 from orchestrator.topology.complaints import Finding
 from orchestrator.topology.schema import Topology, inherit
 
@@ -24,6 +24,8 @@ AS_WRITTEN: tuple[Check, ...] = (
     processes.dependencies,
     processes.cycles,
     processes.ports,
+    groups.members,
+    groups.dependants,
     roles.flags,
     roles.simulator,
     gpus.sizes_agree,

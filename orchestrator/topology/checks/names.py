@@ -17,6 +17,7 @@ def are_valid(topology: Topology) -> Iterator[Finding]:
     named: list[tuple[str, Path]] = [(topology.name, ("name",))]
     named += [(name, ("roles", name)) for name in topology.roles]
     named += [(name, ("processes", name)) for name in topology.processes]
+    named += [(name, ("groups", name)) for name in topology.groups]
     for name, path in named:
         if not NAME.fullmatch(name):
             slug = re.sub(r"[^a-z0-9]+", "-", name.lower())[:32].strip("-")

@@ -1,6 +1,7 @@
 """Plain commands: readiness, order of starts, and ports that two of them would want."""
 
 import difflib
+import itertools
 from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
@@ -69,9 +70,13 @@ def dependencies(topology: Topology) -> Iterator[Finding]:
 
 
 def cycles(topology: Topology) -> Iterator[Finding]:
-    """Nobody waits for somebody who waits for them."""
-    needs = {str(path[1]): names for path, names in _needs(topology).items()}
+    """Nobody waits for somebody who waits for them; in `rest-for-one` each waits for the former."""
     tables = {str(path[1]): path for path in _needs(topology)}
+    needs = {str(path[1]): names for path, names in _needs(topology).items()}
+    for group in topology.groups.values():
+        if group.strategy == "rest-for-one":
+            for first, then in itertools.pairwise(dict.fromkeys(group.members)):
+                needs[then] = (*needs.get(then, ()), first)
     reported: set[frozenset[str]] = set()
     for start in needs:
         cycle = _cycle(needs, start)

@@ -1,0 +1,62 @@
+"""From the file's `depends-on` and `[groups]` to what holds a replica back and what takes it down.
+
+The file speaks of roles and processes, the core of replicas. Every replica of what is named counts.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from orchestrator.core.fleet import TOGETHER, Need
+from orchestrator.core.groups import Bond
+from orchestrator.topology.groups import Group
+from orchestrator.topology.schema import Topology
+from orchestrator.wire.ids import ReplicaId
+
+
+def needs(topology: Topology, replicas: Iterable[ReplicaId], role: str) -> tuple[Need, ...]:
+    """What must be so before a replica of this role starts."""
+    replicas = list(replicas)
+    found = [
+        Need(replica, "completed" if _is_oneshot(topology, replica.role) else "ready")
+        for replica in replicas
+        if replica.role in _depends_on(topology, role)
+    ]
+    for _, group in _groups_of(topology, role):
+        if group.strategy == "one-for-all":
+            others = set(group.members) - {role}
+            found += [Need(replica, TOGETHER) for replica in replicas if replica.role in others]
+        elif group.strategy == "rest-for-one":
+            before = group.before(role)
+            found += [Need(replica, "started") for replica in replicas if replica.role in before]
+    return tuple(found)
+
+
+def bonds(topology: Topology, replicas: Iterable[ReplicaId], role: str) -> tuple[Bond, ...]:
+    """With whom a replica of this role goes down."""
+    replicas = list(replicas)
+    found = []
+    for name, group in _groups_of(topology, role):
+        fatal = set(group.members) if group.strategy == "one-for-all" else group.before(role)
+        if group.strategy != "one-for-one":
+            found += [
+                Bond(replica, name)
+                for replica in replicas
+                if replica.role in fatal and replica.role != role
+            ]
+    table = topology.roles.get(role) or topology.processes.get(role)
+    if table is not None and table.on_dependency_restart == "restart":
+        found += [Bond(replica) for replica in replicas if replica.role in table.depends_on]
+    return tuple(found)
+
+
+def _groups_of(topology: Topology, role: str) -> Iterator[tuple[str, Group]]:
+    yield from ((name, each) for name, each in topology.groups.items() if role in each.members)
+
+
+def _depends_on(topology: Topology, role: str) -> tuple[str, ...]:
+    table = topology.roles.get(role) or topology.processes.get(role)
+    return table.depends_on if table is not None else ()
+
+
+def _is_oneshot(topology: Topology, role: str) -> bool:
+    process = topology.processes.get(role)
+    return process is not None and process.oneshot
