@@ -322,7 +322,7 @@ ROWS = (
         "CUDA was used before the engine was forked: a bug of dynorch",
         'set VLLM_WORKER_MULTIPROC_METHOD = "spawn" in the role\'s env, and report it'),
     row("52", FATAL, BEFORE,
-        ("before the current process has finished its bootstrapping phase",),
+        ("An attempt has been made to start a new process before the",),
         "a child process imported the worker's main module: a bug of dynorch", "report it"),
 
     # ---- what ends a request, not a life -----------------------------------------------------

@@ -67,7 +67,8 @@ QUOTED = re.compile(r"Worker failed with error ['\"](?P<text>.+?)['\"](?:, pleas
 TROUBLE = re.compile(
     r"\b[Ee]rror\b|ERROR|[Ff]ailed|FATAL|[Ff]atal|[Ee]xception|[Cc]annot|[Cc]an't|terminate called"
     r"|Segfault|Segmentation fault|Bus error|NCCL WARN|not found|[Dd]enied|[Rr]efused|panic"
-    r"|already in use|EADDRINUSE|out of memory|No space left|Too many open files|died unexpectedly"
+    r"|\bXid\b|[Tt]ime-?out|[Tt]imed out|[Ff]ailure|[Uu]nable|already in use|EADDRINUSE"
+    r"|out of memory|No space left|Too many open files|died unexpectedly"
 )
 NATIVE = re.compile(
     r"^\[rank|^\[[WEF]\d{4} |NCCL |gloo/|terminate called|!!!!!!!|Fatal Python error"
@@ -175,14 +176,26 @@ def findings(lines: list[Line]) -> list[Finding]:
     found = list(_tracebacks(lines))
     inside = {number for block, _ in found for number in block}
     singles = [
-        Finding(line.depth, line.process, (unwrapped(line.text),), line.text,
-                _next_text(lines, number), number, traceback=False)
+        single(lines, number)
         for number, line in enumerate(lines)
         if number not in inside and sounds_bad(line)
-    ]  # fmt: skip
+    ]
     everything = [finding for _, finding in found] + singles
     told = [one for one in everything if not is_wrapper(one)]
     return sorted(told, key=lambda one: one.number)
+
+
+def single(lines: list[Line], number: int) -> Finding:
+    """Make a finding of a line that isn't in a traceback."""
+    line = lines[number]
+    under = lines[number + 1].text.strip() if number + 1 < len(lines) else ""
+    told = (unwrapped(line.text), *([under] if goes_on_below(line.text) else []))
+    return Finding(line.depth, line.process, told, line.text, under, number, traceback=False)
+
+
+def goes_on_below(text: str) -> bool:
+    """Say whether an exception's words are in the line below its name."""
+    return "validation error" in text or (text.endswith(":") and bool(EXCEPTION.match(text)))
 
 
 def sounds_bad(line: Line) -> bool:
@@ -235,7 +248,9 @@ def _tracebacks(lines: list[Line]) -> Iterator[tuple[set[int], Finding]]:
                     yield chain.numbers, chain.finding()
                 before = next((n for n in range(number - 1, -1, -1)
                                if lines[n].process == line.process), None)  # fmt: skip
-                chain = open_[key] = _Chain(number, line, lines[before].text if before else "")
+                chain = open_[key] = _Chain(
+                    number, line, "" if before is None else lines[before].text
+                )
             chain.begin(number)
         elif chain is not None and not chain.take(number, line.text):
             if chain.exceptions:
@@ -275,6 +290,8 @@ class _Chain:
             self._rest -= 1
             if self._rest < 0 or EXCEPTION.match(text) or OURS.match(text):
                 return False
+            if not self._under and goes_on_below(self.exceptions[-1]):
+                self.exceptions.append(text.strip())
             self._under = self._under or text.strip()
         self.numbers.add(number)
         self._texts.append(text)
@@ -288,10 +305,6 @@ class _Chain:
             self._line.depth, self._line.process, tuple(reversed(self.exceptions)),
             "\n".join(kept), self._under, self._number, traceback=True,
         )  # fmt: skip
-
-
-def _next_text(lines: list[Line], number: int) -> str:
-    return next((line.text.strip() for line in lines[number + 1 : number + 2]), "")
 
 
 def last_line(tail: str) -> str:

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from orchestrator.core import actions, events
 from orchestrator.core.adopt import Alive, Ended, Found, Nothing
+from orchestrator.core.excerpt import excerpt
 from orchestrator.core.plan import RENDEZVOUS, PlannedWorker
 from orchestrator.core.worker_env import PrivateDirs, worker_env
 from orchestrator.daemon.unit import Unit
@@ -375,5 +376,11 @@ def facts_of(record: records.TreeEmpty, unit: Unit, life: LifeId) -> events.Exit
         command=argv[0] if argv else "",
         asked=record.asked,
         killed=record.killed,
-        tail=record.tail,
+        tail=excerpt(record.tail),
+        oom_kills=record.oom_kills,
+        oom_in_cgroup=record.oom_in_cgroup,
+        memory_limit_bytes=record.memory_limit_bytes,
+        rss_peak_bytes=record.rss_peak_bytes,
+        shm_bytes=record.shm_bytes,
+        shm_free_bytes=record.shm_free_bytes,
     )

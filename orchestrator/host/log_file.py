@@ -15,6 +15,7 @@ first that succeeds is preceded by a line that says how much is missing.
 
 import errno
 import fcntl
+import json
 import os
 import time
 
@@ -97,6 +98,16 @@ class LogFile:
         except OSError:
             return b""  # somebody removed the log: an exit is reported without it
         return last
+
+    def last_words(self, limit: int) -> str:
+        """Return `tail` as text that takes at most twice `limit` bytes as JSON.
+
+        Bytes that aren't text take up to six each there, and a packet has a limit of its own.
+        """
+        text = self.tail(limit).decode("utf-8", "replace")
+        while len(json.dumps(text)) > 2 * limit:
+            text = text[len(text) // 2 :]
+        return text
 
     def close(self) -> None:
         """Close the descriptors; the bytes are safe with or without."""

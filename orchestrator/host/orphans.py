@@ -26,7 +26,7 @@ from orchestrator.host.shm import NAMES, Leftovers
 PAUSE_S = 0.01
 PAUSE_MAX_S = 1.0
 STUCK_AFTER_S = 10.0
-TAIL_BYTES = 16 << 10
+TAIL_BYTES = 64 << 10
 
 
 class Search:

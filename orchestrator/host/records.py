@@ -83,7 +83,9 @@ class TreeEmpty(LifeRecord, frozen=True, kw_only=True, tag_field="event", tag="e
     """exit.json, and the last thing a shim says: nothing of this life is left.
 
     `status` is None when nobody saw it (the shim was killed). `killed`: processes that were sent
-    SIGKILL. `unlinked`: names removed from /dev/shm. `tail`: the last 16 KiB of this life's log.
+    SIGKILL. `unlinked`: names removed from /dev/shm. `tail`: the last 64 KiB of this life's log.
+    `oom_kills` to `shm_free_bytes`: what the kernel noted, see `kernel`; `oom_kills` is None where
+    it can't be read.
     """
 
     status: int | None = None
@@ -96,6 +98,12 @@ class TreeEmpty(LifeRecord, frozen=True, kw_only=True, tag_field="event", tag="e
     log_bytes: int = 0
     dropped_bytes: int = 0
     tail: str = ""
+    oom_kills: int | None = None
+    oom_in_cgroup: bool = False
+    memory_limit_bytes: int = 0
+    rss_peak_bytes: int = 0
+    shm_bytes: int = 0
+    shm_free_bytes: int | None = None
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="refused"):

@@ -23,14 +23,16 @@ import select
 import signal
 import time
 
-from orchestrator.host import child, enclosure, log_file, prctl, procfs, shm, title, tree
+from orchestrator.host import child, enclosure, kernel, log_file, prctl, procfs, shm, title, tree
 from orchestrator.host.clients import Clients
 from orchestrator.host.fault_points import reached
 from orchestrator.host.spawn import Spawn
 from orchestrator.host.whole_file import write_whole
 
 PROTOCOL = 1
-TAIL_BYTES = 16 << 10
+TAIL_BYTES = 64 << 10
+"""Of the log, for whoever looks for the reason: a traceback of each process of an engine."""
+
 KILL_PAUSE_S = 0.05
 """While killing: look again after this even if nobody was seen to die."""
 
@@ -90,6 +92,7 @@ class Shim:
         self._leftovers = shm.Leftovers(time.time(), os.path.join(spawn.directory, shm.NAMES))
         self._enclosure = enclosure.of(spawn)
         self._told_dropped_bytes = 0
+        self._notes = kernel.Notes()
 
     def prepare(self, keep: tuple[int, ...]) -> None:
         """Become what a shim is and leave a record of it. OSError says what can't be had.
@@ -215,7 +218,7 @@ class Shim:
         """Take every exit status there is. The only place of this process that waits."""
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status = self._notes.wait()
             except ChildProcessError:
                 self._childless = True
                 return
@@ -289,6 +292,7 @@ class Shim:
     def _main_gone(self, status: int) -> None:
         reached("shim.main-reaped")
         self._status = status
+        self._notes.main_gone()
         self._record["exited_at"] = time.monotonic()
         if self._report >= 0:
             self._read_report()
@@ -378,7 +382,8 @@ class Shim:
             "unlinked": self._leftovers.remove(),
             "log_bytes": self._log.written_bytes,
             "dropped_bytes": self._log.dropped_bytes,
-            "tail": self._log.tail(TAIL_BYTES).decode("utf-8", "replace"),
+            "tail": self._log.last_words(TAIL_BYTES),
+            **self._notes.record(),
         }
         while not self._leave(record):
             # The disk is full: a daemon that is connected has been told, another one may come.
