@@ -31,6 +31,9 @@ LINE_MAX = 64 << 10
 LOOK_S = 0.5
 """So often at most it is looked whether the file is still where it was."""
 
+TAIL_BYTES = 64 << 10
+"""Kept of a life's log for whoever looks for its reason: a traceback of each engine process."""
+
 CUT_BYTES = 4096
 """Read at a time to find the end of a line; what is beyond it begins the next file."""
 
@@ -98,6 +101,14 @@ class LogFile:
         except OSError:
             return b""  # somebody removed the log: an exit is reported without it
         return last
+
+    def record(self) -> dict[str, object]:
+        """Return what the exit record says about the log."""
+        return {
+            "log_bytes": self.written_bytes,
+            "dropped_bytes": self.dropped_bytes,
+            "tail": self.last_words(TAIL_BYTES),
+        }
 
     def last_words(self, limit: int) -> str:
         """Return `tail` as text that takes at most twice `limit` bytes as JSON.

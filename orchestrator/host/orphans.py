@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from orchestrator.host import cgroup, procfs, title, tree
+from orchestrator.host.log_file import TAIL_BYTES
 from orchestrator.host.reaper import Reaper
 from orchestrator.host.records import LifeRecord, TreeEmpty
 from orchestrator.host.shm import NAMES, Leftovers
@@ -26,7 +27,6 @@ from orchestrator.host.shm import NAMES, Leftovers
 PAUSE_S = 0.01
 PAUSE_MAX_S = 1.0
 STUCK_AFTER_S = 10.0
-TAIL_BYTES = 64 << 10
 
 
 class Search:

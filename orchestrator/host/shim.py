@@ -30,9 +30,6 @@ from orchestrator.host.spawn import Spawn
 from orchestrator.host.whole_file import write_whole
 
 PROTOCOL = 1
-TAIL_BYTES = 64 << 10
-"""Of the log, for whoever looks for the reason: a traceback of each process of an engine."""
-
 KILL_PAUSE_S = 0.05
 """While killing: look again after this even if nobody was seen to die."""
 
@@ -380,9 +377,7 @@ class Shim:
             "asked": self._asked,
             "killed": self._kill.killed if self._kill else 0,
             "unlinked": self._leftovers.remove(),
-            "log_bytes": self._log.written_bytes,
-            "dropped_bytes": self._log.dropped_bytes,
-            "tail": self._log.last_words(TAIL_BYTES),
+            **self._log.record(),
             **self._notes.record(),
         }
         while not self._leave(record):
