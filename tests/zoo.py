@@ -220,6 +220,27 @@ def on_term_note(who, then=lambda _status: None):
     signal.signal(signal.SIGTERM, heard)
 
 
+def comrade():
+    """Leave only when as many as said were told to; write down both for everybody to see."""
+    book, count = Path(sys.argv[3]), int(sys.argv[4])
+
+    def write(what):
+        with book.open("a") as file:
+            file.write(f"{what} {os.getpid()}\n")
+
+    def heard(*_):
+        before = book.read_text().count("gone") if book.exists() else 0
+        write("TERM")
+        while book.read_text().count("TERM") < before + count:
+            os.sched_yield()
+        write("gone")
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, heard)
+    note("main")
+    pause()
+
+
 def witness():
     """Write down who of the last life is still there, before anything else; then be a family."""
     book = Path(sys.argv[3])

@@ -44,7 +44,7 @@ def test_a_failed_dependency_is_explained():
     assert told.reason.cause is Cause.WAITING_DEPENDENCY
 
 
-def test_s50_dependants_stop_first_level_by_level():
+def test_statement_50_dependants_stop_first_level_by_level():
     assert stop_levels([DB, CACHE, WEB], NEEDS) == [[WEB], [CACHE], [DB]]
     assert stop_levels([DB, CACHE], {}) == [[CACHE, DB]]
     assert stop_levels([], NEEDS) == []
@@ -154,7 +154,7 @@ def test_s55_a_death_nobody_saw_is_seen_with_its_true_status():
     assert "exited with code 7" in driver.state.last_failure.sentence
 
 
-def test_s7_a_tree_without_a_shim_is_killed_and_charged_once():
+def test_statement_07_a_tree_without_a_shim_is_killed_and_charged_once():
     driver = Driver().start().ready()
     performed = take_over(driver, adopt.Orphaned())
     assert [action.__struct_config__.tag for action in performed] == [

@@ -14,6 +14,7 @@ from orchestrator.core.state import (
     AT_REST,
     Await,
     Deadline,
+    Hold,
     Phase,
     Stage,
     decode,
@@ -123,7 +124,7 @@ def test_a_drain_that_never_ends_is_ended():
     assert driver.ordered(a.Stop)
 
 
-def test_s45_term_is_ordered_once_however_often_a_stop_is_asked():
+def test_statement_45_term_is_ordered_once_however_often_a_stop_is_asked():
     driver = Driver(Policy(drains=False)).start().ready().stop()
     assert len(driver.ordered(a.Stop)) == 1
     for again in (driver.stop, driver.restart, driver.start, driver.stop):
@@ -131,7 +132,7 @@ def test_s45_term_is_ordered_once_however_often_a_stop_is_asked():
         assert driver.actions == ()
 
 
-def test_s46_a_start_is_stopped_with_short_grace_and_a_late_ready_changes_nothing():
+def test_statement_46_a_start_is_stopped_with_short_grace_and_a_late_ready_changes_nothing():
     driver = Driver().start().born().stop()
     assert driver.ordered(a.Stop) == [a.Stop(0, 1, 5.0, 2.0)]
     driver.member(e.BecameReady, after_s=1.0)
@@ -142,7 +143,7 @@ def test_s46_a_start_is_stopped_with_short_grace_and_a_late_ready_changes_nothin
     assert driver.ordered(a.Kill) == [a.Kill(0, 1)]
 
 
-def test_s46_one_that_is_born_after_it_was_unwanted_is_killed_at_birth():
+def test_statement_46_one_that_is_born_after_it_was_unwanted_is_killed_at_birth():
     driver = Driver().start().stop()
     assert driver.ordered(a.Stop) == []
     driver.born()
@@ -150,7 +151,18 @@ def test_s46_one_that_is_born_after_it_was_unwanted_is_killed_at_birth():
     assert driver.empty(status=9).phase is Phase.STOPPED
 
 
-def test_s47_a_stop_while_waiting_is_over_at_once():
+@pytest.mark.parametrize("hold", list(Hold))
+def test_statement_47_a_stop_while_held_is_over_at_once(hold):
+    crowded = hold is Hold.TURN
+    waits = Driver(Policy(holds=() if crowded else (hold,), crowded=crowded)).start()
+    assert waits.phase is Phase.WAITING
+    waits.stop()
+    assert (waits.phase, waits.now, waits.spawned_at) == (Phase.STOPPED, 0.0, [])
+    waits.feed(e.Cleared(hold, 0), after_s=1.0)
+    assert (waits.phase, waits.spawned_at) == (Phase.STOPPED, [])
+
+
+def test_statement_47_a_stop_while_waiting_is_over_at_once():
     driver = Driver().start().ready().end(1, after_s=1.0)
     assert driver.phase is Phase.WAITING
     serial = driver.state.deadline.serial
@@ -172,14 +184,14 @@ def test_s48_the_request_with_the_highest_intent_wins_whatever_the_order(order):
     assert driver.phase is Phase.STOPPED
 
 
-def test_s49_stop_at_once_kills_in_every_live_phase():
+def test_statement_49_stop_at_once_kills_in_every_live_phase():
     for prepare in (Driver.born, Driver.ready, lambda d: d.ready().stop()):
         driver = prepare(Driver().start()).stop(at_once=True)
         assert driver.ordered(a.Kill) == [a.Kill(0, 1)]
         assert driver.empty(status=9).phase is Phase.STOPPED
 
 
-def test_s11_an_unkillable_tree_is_named_and_never_restarted_beside_itself():
+def test_statement_11_an_unkillable_tree_is_named_and_never_restarted_beside_itself():
     driver = Driver().start().ready().member(e.MainExited, 0, 9)
     assert driver.ordered(a.Kill)
     driver.member(e.TreeStuck, 0, "pid 812 (D, uvm_wait)")
@@ -330,7 +342,7 @@ def test_an_exit_without_a_record_keeps_what_was_seen():
     assert "SIGKILL" in driver.state.last_failure.sentence
 
 
-def test_s6_a_lost_shim_counts_once_and_its_tree_is_killed():
+def test_statement_06_a_lost_shim_counts_once_and_its_tree_is_killed():
     driver = Driver().start().ready().member(e.ShimLost, after_s=2.0)
     assert driver.ordered(a.Kill) == [a.Kill(0, 1)]
     driver.empty(status=None)

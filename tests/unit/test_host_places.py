@@ -125,7 +125,7 @@ def test_old_zygotes_are_killed_and_strangers_are_not(run):
         else_.kill()
 
 
-def test_one_daemon_at_a_time(run):
+def test_statement_58_one_daemon_at_a_time(run):
     first = lock.DaemonLock(run.lock)
     assert lock.holder(run.lock) is None
     first.acquire()
@@ -137,7 +137,7 @@ def test_one_daemon_at_a_time(run):
     lock.DaemonLock(run.lock).acquire()
 
 
-def test_a_stale_lock_file_blocks_nobody(run):
+def test_statement_57_a_stale_lock_file_blocks_nobody(run):
     stale = Identity(procfs.boot_id(), os.getpid(), 1)
     run.lock.write_bytes(msgspec.json.encode(stale) + b" garbage")
     assert lock.holder(run.lock) is None

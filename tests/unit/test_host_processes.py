@@ -59,7 +59,7 @@ def test_nobody_is_no_exception():
     assert not procfs.environ_has(gone, b"A=b")
 
 
-def test_a_zombie_is_not_alive():
+def test_statement_11_a_zombie_is_not_alive():
     pid = zombie()
     try:
         identity = Identity.of(pid)
@@ -71,7 +71,7 @@ def test_a_zombie_is_not_alive():
         os.waitpid(pid, 0)
 
 
-def test_a_recycled_pid_is_never_signalled(child):
+def test_statement_08_a_recycled_pid_is_never_signalled(child):
     one = procfs.stat(child.pid)
     one.starttime -= 1
     assert tree.kill_exactly(one) is tree.Outcome.GONE

@@ -54,7 +54,7 @@ def test_a_pipe_gets_a_line_for_each_change():
     ]
 
 
-def test_a_stop_is_reported_each_second_with_pid_step_and_seconds_left():
+def test_statement_52_a_stop_is_reported_each_second_with_pid_step_and_seconds_left():
     out, clock = io.StringIO(), Clock()
     progress = Progress("agg", out, clock)
     for left_s in (15.0, 14.5, 14.0):

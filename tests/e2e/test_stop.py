@@ -1,0 +1,134 @@
+"""How things end: one SIGTERM, in order, in time, whoever asks and however often."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from tests.e2e.conftest import alive, zombie
+from tests.e2e.machine import ZOO
+from tests.eventually import eventually
+
+SLOW = """
+name  = "agg"
+model = "tiny"
+[frontend]
+port = {port}
+[roles.worker]
+engine = "sim"
+start = { stop-grace = "1s" }
+"""
+
+
+def zoo(kind: str, folder: Path, *more: object) -> str:
+    """The command of a topology's process."""
+    return json.dumps([sys.executable, "-I", "-S", ZOO, kind, str(folder), *map(str, more)])
+
+
+def folder_of(dynorch, name: str) -> Path:
+    folder = dynorch.root / name
+    folder.mkdir()
+    return folder
+
+
+def noted(folder: Path, count: int) -> dict[str, int]:
+    """Wait until so many of a zoo have settled; their pids by kind."""
+
+    def settled():
+        lines = (folder / "pids").read_text().splitlines() if (folder / "pids").exists() else []
+        return dict(line.split() for line in lines) if len(lines) >= count else None
+
+    return {kind: int(pid) for kind, pid in eventually(settled, within_s=30).items()}
+
+
+def begun(dynorch) -> int:
+    """Wait until the worker has a process; its pid."""
+
+    def here():
+        assert dynorch("status", code=None).returncode == 0
+        replica = dynorch.replica("worker")
+        return replica["phase"] == "starting" and replica["workers"][0]["pid"]
+
+    return eventually(here, within_s=30)
+
+
+def test_statement_46_a_start_that_swallows_sigterm_is_stopped_in_its_short_grace(dynorch):
+    sim = 'sim = { startup = "600s", faults = [{ fault = "ignore-term" }] }\n'
+    up = dynorch.popen("up", "-d", dynorch.file(SLOW + sim))
+    pid = begun(dynorch)
+    dynorch("stop", "agg/worker", timeout=30)  # its grace after a start would be 60 s
+    assert zombie(pid)
+    assert dynorch.replica("worker")["phase"] == "stopped"
+    up.send_signal(signal.SIGINT)
+    up.wait(timeout=30)
+
+
+def test_statement_49_a_second_ctrl_c_empties_all_trees(dynorch):
+    """The first waits for one that ignores SIGTERM, the second doesn't, the third finds nobody."""
+    folder = folder_of(dynorch, "zoo")
+    up = dynorch.popen("up", dynorch.file(f"""
+name = "z"
+[processes.zoo]
+command = {zoo("stubborn", folder)}
+"""))  # fmt: skip
+    pids = noted(folder, 5)
+    eventually(lambda: "ready" in dynorch.said(), within_s=30)
+    up.send_signal(signal.SIGINT)
+    eventually((folder / "terms").exists, within_s=30)
+    assert all(alive(pid) for pid in pids.values())
+    up.send_signal(signal.SIGINT)
+    eventually(lambda: all(zombie(pid) for pid in pids.values()), within_s=30)
+    if up.poll() is None:
+        up.send_signal(signal.SIGINT)
+    up.wait(timeout=30)
+    eventually(lambda: dynorch("status", code=None).returncode == 3, within_s=20)
+    assert (folder / "terms").read_text() == "TERM\n"
+
+
+def test_statement_50_dependants_first_and_the_replicas_of_a_level_together(dynorch):
+    """Each of ten waits for the TERM of all ten before it leaves: one after another would hang."""
+    folder = folder_of(dynorch, "level")
+    book = dynorch.root / "terms"
+    ten = "".join(
+        f"""
+[processes.p{number}]
+command = {zoo("comrade", folder, book, 10)}
+"""
+        for number in range(10)
+    )
+    names = json.dumps([f"p{number}" for number in range(10)])
+    dynorch("up", "-d", dynorch.file(f"""
+name = "l"
+{ten}
+[processes.front]
+command = {zoo("comrade", folder, book, 1)}
+depends-on = {names}
+"""))  # fmt: skip
+    front = dynorch.pid("front")
+    noted(folder, 1)
+    eventually(lambda: len((folder / "pids").read_text().splitlines()) == 11)
+    dynorch("down", timeout=60)
+    order = [line.split() for line in book.read_text().splitlines()]
+    assert order[0] == ["TERM", str(front)]
+    assert order[1] == ["gone", str(front)]
+    assert [what for what, _ in order[2:]] == ["TERM"] * 10 + ["gone"] * 10
+
+
+def test_a_private_directory_for_temporary_files_lives_as_long_as_its_incarnation(dynorch):
+    where = dynorch.root / "where"
+    command = json.dumps(
+        ["sh", "-c", f"echo $TMPDIR $VLLM_RPC_BASE_PATH >> {where}; touch $TMPDIR/x; exec sleep 99"]
+    )
+    dynorch("up", "-d", dynorch.file(f'name = "p"\n[processes.p]\ncommand = {command}\n'))
+    eventually(lambda: len(where.read_text().split()) == 2)
+    dynorch("restart", "p/p")
+    eventually(lambda: len(where.read_text().split()) == 4)
+    first, rpc, second, _ = map(Path, where.read_text().split())
+    assert first == rpc != second
+    assert not first.exists()
+    eventually((second / "x").exists)
+    assert second.stat().st_mode & 0o777 == 0o700
+    assert len(os.fsencode(second)) < 107 - 37
+    dynorch("down")
+    assert not second.exists()
