@@ -5,13 +5,16 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from orchestrator.cli.main import INVALID, fail
 from orchestrator.topology.load import Invalid, load, referenced_variables
 from orchestrator.topology.schema import Topology
+
+if TYPE_CHECKING:
+    from orchestrator.core.plan import Plan
 
 
 def variables_of(text: str) -> dict[str, str]:
@@ -70,27 +73,37 @@ def validate(file: Path) -> int:
 
 def plan(file: Path, engine: str, gpus: str | None, *, as_json: bool) -> int:
     """Print what would run where."""
-    from orchestrator.core.inventory import Inventory
-    from orchestrator.core.placement import place
-    from orchestrator.core.plan import build_plan, masked_plan
+    from orchestrator.core.plan import masked_plan
     from orchestrator.views.plan_text import plan_text
 
     topology = read(file)
+    found = planned(topology, engine, gpus)
+    shown = masked_plan(found)
+    if as_json:
+        print(json.dumps(msgspec.to_builtins(shown, str_keys=True), indent=2))
+    else:
+        sys.stdout.write(plan_text(shown))
+    engines = {name: each.name for name, each in found.engines.items()}
+    _notes(topology, engines, "note: not in this plan: ")
+    return 0
+
+
+def planned(topology: Topology, engine: str, gpus: str | None = None) -> "Plan":
+    """Plan a topology for this machine, or for declared `gpus`; exit with what doesn't fit."""
+    from orchestrator.core.inventory import Inventory
+    from orchestrator.core.placement import place
+    from orchestrator.core.plan import build_plan
+    from orchestrator.daemon.reading import RefusedError, placed
+
     try:
         inventory = Inventory.declared(gpus) if gpus else _machine()
     except ValueError as error:
         fail(f"--gpus: {error}", INVALID)
-    placements = place(topology, inventory, engine_choice(engine))
-    if isinstance(placements, list):
-        fail("\n".join(f"{topology.name}/{refusal}" for refusal in placements))
-    planned = masked_plan(build_plan(topology, placements))
-    if as_json:
-        print(json.dumps(msgspec.to_builtins(planned, str_keys=True), indent=2))
-    else:
-        sys.stdout.write(plan_text(planned))
-    engines = {name: each.name for name, each in placements.engines.items()}
-    _notes(topology, engines, "note: not in this plan: ")
-    return 0
+    try:
+        placements = placed(topology, place(topology, inventory, engine_choice(engine)))
+    except RefusedError as refused:
+        fail(str(refused))
+    return build_plan(topology, placements)
 
 
 def engine_choice(engine: str) -> Any:

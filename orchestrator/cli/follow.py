@@ -84,7 +84,11 @@ class Follower:
         self.progress.show(self.last)
         while True:
             topology = self.next()
-            if topology is None or topology.health in {"ready", "failed"}:
+            if topology is None or topology.rollout == "halted":
+                return topology
+            if topology.rollout:
+                continue
+            if topology.health in {"ready", "failed"}:
                 return topology
             if topology.health in {"degraded", "stopped"} and not moving(topology):
                 return topology
@@ -98,6 +102,8 @@ class Follower:
         while True:
             topology = self.next()
             now = named(self.last)
+            if topology is not None and topology.rollout in {"rolling", "stopping"}:
+                continue
             done = topology is None or all(
                 name not in now or is_done(now[name], verb, lives.get(name, 0)) for name in replicas
             )
@@ -124,6 +130,7 @@ def named(snapshot: Snapshot) -> dict[str, ReplicaStatus]:
 
 def is_done(replica: ReplicaStatus, verb: str, before: int) -> bool:
     """Say whether a verb has nothing more to wait for. `before`: the incarnation it found."""
+    verb = "stop" if verb == "drain" else verb
     wanted = "down" if verb == "stop" else "up"
     if replica.want != wanted:
         return replica.phase not in IN_MOTION

@@ -3,8 +3,11 @@
 import contextlib
 import os
 import select
+import sys
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import typer
 
 from orchestrator.cli.dirs import Dirs, dirs, how_called
@@ -15,8 +18,10 @@ from orchestrator.cli.main import INTERRUPTED, INVALID, NO_DAEMON, fail
 from orchestrator.daemon.absence import NoDaemonError
 from orchestrator.daemon.client import Client, call_or_start
 from orchestrator.views.banner import trouble, up_banner
+from orchestrator.views.changes_text import changes_text
 from orchestrator.views.event_line import event_brief
 from orchestrator.views.ink import Span
+from orchestrator.wire.changes import Changes
 from orchestrator.wire.messages import Reply
 from orchestrator.wire.snapshot import TopologyStatus
 
@@ -32,6 +37,14 @@ def checked(reply: Reply) -> Reply:
     return reply
 
 
+def tell(reply: Reply) -> None:
+    """Say what changes of what is up already."""
+    found = msgspec.convert(reply.data, Changes)
+    if found.adopted and any(each.kind != "unchanged" for each in found.changes):
+        sys.stdout.write(changes_text(found))
+        sys.stdout.flush()
+
+
 def up(file: Path, engine: str, *, detach: bool, banner: bool = True) -> int:
     """Serve a topology until it answers (`detach`) or until Ctrl-C.
 
@@ -39,14 +52,10 @@ def up(file: Path, engine: str, *, detach: bool, banner: bool = True) -> int:
     """
     topology = read(file, engine=engine_choice(engine))
     here = dirs(create=True)
-    arguments = {
-        "file": str(file.absolute()),
-        "variables": variables_of(file.read_text(encoding="utf-8")),
-        "engine": engine,
-        "watch_pid": 0 if detach else os.getpid(),
-    }
+    arguments = {**up_arguments(file, engine), "watch_pid": 0 if detach else os.getpid()}
     with Client(here.run) as client, sigterm_interrupts():
-        checked(call_or_start(client, here.run, here.state, "up", **arguments))
+        reply = checked(call_or_start(client, here.run, here.state, "up", **arguments))
+        tell(reply)
         try:
             follower = Follower(client, topology.name)
             return _stay(follower, topology.name, detach=detach, banner=banner)
@@ -61,10 +70,22 @@ def up(file: Path, engine: str, *, detach: bool, banner: bool = True) -> int:
             fail(here.absence(), NO_DAEMON)
 
 
+def up_arguments(file: Path, engine: str) -> dict[str, Any]:
+    """What the daemon is told about a file."""
+    return {
+        "file": str(file.absolute()),
+        "variables": variables_of(file.read_text(encoding="utf-8")),
+        "engine": engine,
+    }
+
+
 def _stay(follower: Follower, name: str, *, detach: bool, banner: bool) -> int:
     settled = follower.until_settled()
     if settled is None:
         fail(f"{name} was taken down while it started")
+    if settled.rollout == "halted":
+        follower.progress.say([[Span(f"{name}: not rolled out: {settled.rollout_note}", "bad")]])
+        return 1 if detach else _watch(follower, name)
     if settled.health == "ready":
         if banner:
             lines = up_banner(follower.last, name, foreground=not detach, command=how_called())
@@ -180,23 +201,28 @@ def _see_off(follower: Follower, name: str) -> None:
 
 def is_bad(phase: str, verb: str) -> bool:
     """Say whether a verb that is over has not done what it should, or another has undone it."""
-    return phase != "stopped" if verb == "stop" else phase in {"stopped", "failed"}
+    return phase != "stopped" if verb in {"stop", "drain"} else phase in {"stopped", "failed"}
 
 
-def order(verb: str, target: str) -> int:
-    """Ask for a restart, start or stop, and wait until it has happened."""
+def order(verb: str, target: str, *, wait: bool = True, **more: Any) -> int:
+    """Ask for a restart, start, stop or drain, and wait until it has happened."""
     here = dirs()
     with Client(here.run) as client:
         try:
             before = Follower(client, target.partition("/")[0])
             before.progress.take(before.last)
-            reply = checked(client.call(verb, target=target))
+            reply = checked(client.call(verb, target=target, **more))
             replicas = frozenset(reply.data["replicas"])
+            if not wait:
+                print(f"{verb}: asked {', '.join(sorted(replicas))}")
+                return 0
             topology = before.until_done(replicas, verb)
         except NoDaemonError:
             fail(here.absence(), NO_DAEMON)
         if topology is None:
             fail(f"{target} is gone")
+        if topology.rollout == "halted":
+            fail(f"{topology.name}: {topology.rollout_note}")
         bad = [
             f"{topology.name}/{role.name}-{replica.index} {replica.phase}: {replica.reason}"
             for role in topology.supervised

@@ -17,6 +17,7 @@ import typer
 import typer.core
 
 from orchestrator import __version__
+from orchestrator.cli import parts
 from orchestrator.daemon.absence import DaemonNotStartedError, DaemonSilentError, NoDaemonError
 
 INVALID = 2
@@ -64,12 +65,6 @@ Lines = Annotated[
     int, typer.Option("-n", "--lines", metavar="N", min=0, help="So many from the end.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-Target = Annotated[
-    str,
-    typer.Argument(
-        metavar="TARGET", help="A topology, `topology/role`, or a replica (`topology/role-0`)."
-    ),
-]
 
 
 def fail(text: str, code: int = 1) -> NoReturn:
@@ -124,15 +119,20 @@ def up(
         bool, typer.Option("-d", "--detach", help="Return when it answers, instead of staying.")
     ] = False,
     engine: Engine = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would start, restart and stop.")
+    ] = False,
 ) -> None:
     """Serve a topology until Ctrl-C; with -d until `down`. Ready means that it answers.
 
     The file is validated and the workers are placed before anything starts. A daemon is started if
-    none runs. Where a topology of this name is up already, `up` attaches to it; a changed file is
-    refused, because applying a difference is not built yet.
+    none runs. Where a topology of this name is up already, what has changed in the file is applied:
+    only replicas that it concerns restart, in each role one after the other, while the rest serves.
     """
-    from orchestrator.cli import lifecycle
+    from orchestrator.cli import change, lifecycle
 
+    if dry_run:
+        raise typer.Exit(change.difference(file, engine))
     raise typer.Exit(lifecycle.up(file, engine, detach=detach))
 
 
@@ -196,30 +196,6 @@ def events(
 
 
 @app.command()
-def restart(target: Target) -> None:
-    """Drain, stop and start again, with a new incarnation."""
-    from orchestrator.cli import lifecycle
-
-    raise typer.Exit(lifecycle.order("restart", target))
-
-
-@app.command()
-def start(target: Target) -> None:
-    """Start what is stopped or has failed; forgives its past failures."""
-    from orchestrator.cli import lifecycle
-
-    raise typer.Exit(lifecycle.order("start", target))
-
-
-@app.command()
-def stop(target: Target) -> None:
-    """Stop a part of a topology and keep it stopped."""
-    from orchestrator.cli import lifecycle
-
-    raise typer.Exit(lifecycle.order("stop", target))
-
-
-@app.command()
 def validate(file: File) -> None:
     """Check a topology and print every complaint with its line. Starts nothing."""
     from orchestrator.cli import files
@@ -240,10 +216,17 @@ def plan(
         ),
     ] = None,
     json: AsJson = False,
+    diff: Annotated[
+        bool, typer.Option("--diff", help="Show what `up` would change of what runs, and why.")
+    ] = False,
 ) -> None:
     """Show what would run where: argv, environment, GPUs, ports. Starts nothing."""
-    from orchestrator.cli import files
+    from orchestrator.cli import change, files
 
+    if diff:
+        if gpus:
+            fail("--diff compares with what runs on this machine; leave --gpus out", INVALID)
+        raise typer.Exit(change.difference(file, engine, as_json=json))
     raise typer.Exit(files.plan(file, engine, gpus, as_json=json))
 
 
@@ -305,6 +288,9 @@ def export(
     raise typer.Exit(export_.systemd(file, for_user=user))
 
 
+parts.register(app)
+
+
 def _not_built(name: str, what: str) -> None:
     @app.command(name, help=f"(not built yet) {what}",
                  context_settings={"ignore_unknown_options": True})  # fmt: skip
@@ -313,8 +299,6 @@ def _not_built(name: str, what: str) -> None:
 
 
 for _name, _what in {
-    "drain": "Stop routing to a part and let it finish.",
-    "scale": "Change a role's replicas.",
     "doctor": "Check driver, CUDA, vLLM, /dev/shm, ports, limits.",
     "init": "Write a topology.",
     "engine": "Sleep, wake, LoRA, profile.",

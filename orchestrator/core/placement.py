@@ -4,10 +4,12 @@ A pure function of the topology, the machine's GPUs and the engine that was aske
 in lists are taken first, because nothing else will do for them; counts are then packed in the
 order of the file and of the GPUs' indices; fractions last, on GPUs that nobody has whole. So the
 same file on the same machine always gives the same placement, and a worker that restarts comes
-back to its own GPUs. What doesn't fit is refused, each refusal with a sentence that names what is
+back to its own GPUs. When a file has changed, who can keep its GPUs does, and what is new goes
+where nobody is. What doesn't fit is refused, each refusal with a sentence that names what is
 missing; nothing is placed by halves.
 """
 
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import msgspec
@@ -69,6 +71,7 @@ class _Wish(msgspec.Struct, kw_only=True):
     named: tuple[int | str, ...] = ()
     count: int = 0
     fraction: float = 0.0
+    has: tuple[str, ...] = ()
 
     @property
     def who(self) -> str:
@@ -97,16 +100,42 @@ def resolve_engines(
 
 
 def place(
-    topology: Topology, inventory: Inventory, engine: EngineChoice = "auto"
+    topology: Topology,
+    inventory: Inventory,
+    engine: EngineChoice = "auto",
+    *,
+    has: Mapping[str, tuple[str, ...]] | None = None,
+    leaving: Collection[str] = (),
 ) -> Placements | list[Refusal]:
-    """Give each worker its GPUs, or say why that is impossible, all reasons at once."""
+    """Give each worker its GPUs, or say why that is impossible, all reasons at once.
+
+    `has`: UUIDs of the GPUs that workers have now, by worker id; they keep them if that is
+    possible. `leaving`: UUIDs of GPUs whose present users end: taken last.
+    """
+    placed = _place(topology, inventory, engine, has or {}, leaving)
+    if isinstance(placed, list) and has:
+        return _place(topology, inventory, engine, {}, ())  # all must move closer together
+    return placed
+
+
+def _place(
+    topology: Topology,
+    inventory: Inventory,
+    engine: EngineChoice,
+    has: Mapping[str, tuple[str, ...]],
+    leaving: Collection[str],
+) -> Placements | list[Refusal]:
     engines = resolve_engines(topology, inventory, engine)
     wishes: list[_Wish] = []
     for name, role in topology.roles.items():
         wishes += _role_wishes(topology.name, name, role, engines[name], inventory)
     for name, process in topology.processes.items():
         wishes.append(_process_wish(topology.name, name, process))
-    table = _Table(inventory)
+    for wish in wishes:
+        mine = has.get(wish.who, ())
+        if len(mine) == (wish.count or bool(wish.fraction)):
+            wish.has = mine
+    table = _Table(inventory, leaving)
     for wish in sorted(wishes, key=_rank):
         table.take(wish)
     if table.refusals:
@@ -149,17 +178,23 @@ def _process_wish(topology: str, name: str, process: Process) -> _Wish:
 
 
 def _rank(wish: _Wish) -> int:
-    """Named GPUs first, whole ones next, fractions last; otherwise in the order of the file."""
+    """Named GPUs first, whole ones next, fractions last; otherwise in the order of the file.
+
+    Who has GPUs already comes before who has none yet.
+    """
     if wish.named:
         return 0
-    return 2 if wish.fraction else 1
+    if wish.has:
+        return 2 if wish.fraction else 1
+    return 4 if wish.fraction else 3
 
 
 class _Table:
     """Who has which GPU while the placement is worked out."""
 
-    def __init__(self, inventory: Inventory) -> None:
+    def __init__(self, inventory: Inventory, leaving: Collection[str]) -> None:
         self._inventory = inventory
+        self._order = sorted(inventory.gpus, key=lambda gpu: gpu.uuid in leaving)
         self._owner: dict[int, str] = {}
         self._shared: dict[int, float] = {}
         self.placed: dict[str, Placed] = {}
@@ -191,7 +226,11 @@ class _Table:
         return tuple(found)
 
     def _whole(self, wish: _Wish) -> tuple[Gpu, ...]:
-        free = [gpu for gpu in self._inventory.gpus if gpu.index not in self._owner]
+        taken = {*self._owner, *self._shared}
+        free = [gpu for gpu in self._order if gpu.index not in taken]
+        mine = [gpu for gpu in free if gpu.uuid in wish.has]
+        if len(mine) == wish.count:
+            free = mine
         if len(free) < wish.count:
             self._refuse(wish, self._too_few(wish, len(free)))
             return ()
@@ -200,7 +239,7 @@ class _Table:
         return tuple(free[: wish.count])
 
     def _part(self, wish: _Wish) -> tuple[Gpu, ...]:
-        for gpu in self._inventory.gpus:
+        for gpu in sorted(self._order, key=lambda gpu: gpu.uuid not in wish.has):
             # Thirds must add up to one in spite of what floats make of them.
             used = self._shared.get(gpu.index, 0.0) + wish.fraction
             if gpu.index not in self._owner and used <= 1 + 1e-9:

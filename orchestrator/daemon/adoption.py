@@ -18,9 +18,9 @@ from orchestrator.core.state import Phase
 from orchestrator.daemon.deployment import Deployment
 from orchestrator.daemon.deployments import Deployments
 from orchestrator.daemon.launcher import Launcher, facts_of
+from orchestrator.daemon.reading import RefusedError, adopted
 from orchestrator.daemon.supervisor import Supervisor
 from orchestrator.daemon.unit import Unit
-from orchestrator.daemon.verbs import RefusedError, read
 from orchestrator.host import procfs
 from orchestrator.host.fault_points import reached
 from orchestrator.host.orphans import end_leftovers
@@ -73,7 +73,8 @@ class Adoption:
                 reached("adoption.unit-restored")
             else:
                 numbers = [life.incarnation for life in lives if life.of == unit.id]
-                unit.state = replace(unit.state, incarnation=max(numbers, default=0))
+                number = self._deployments.by_name[unit.id.topology].kept.numbers.get(str(unit.id))
+                unit.state = replace(unit.state, incarnation=max([*numbers, number or 0]))
         reached("adoption.restored")
         # All events are taken before anything follows from them. Only then is it known for good
         # how the dead have ended: another daemon may have to read it again.
@@ -93,7 +94,7 @@ class Adoption:
             trouble = "it can't be read"
             if kept is not None:
                 try:
-                    found.append(Deployment(kept, *read(kept)))
+                    found.append(adopted(kept))
                     continue
                 except RefusedError as refused:
                     trouble = str(refused)
@@ -113,6 +114,8 @@ class Adoption:
             saved = decode(self._run_dir.replica(unit.id).read_bytes())
         except (OSError, msgspec.MsgspecError):
             return None  # about to be started, or not to be read any more: it starts anew
+        found = self._deployments.by_name[unit.id.topology]
+        self._deployments.rollouts.take_up(found, unit, saved.state)
         fits = len(saved.state.members) in {0, len(unit.spec.members)}
         return saved if fits else None
 
@@ -160,8 +163,13 @@ class Adoption:
             else:
                 self._deployments.publish_when_heard(found)
         for unit in unbegun:
-            if unit.id in self._supervisor.units and unit.state.phase is Phase.STOPPED:
+            kept = next(each.kept for each in up if each.name == unit.id.topology)
+            waits = str(unit.id) in kept.coming  # for its turn
+            there = unit.id in self._supervisor.units
+            if there and unit.state.phase is Phase.STOPPED and not waits:
                 self._supervisor.request(unit, StartRequested)
+        for found in up:
+            self._deployments.rollouts.resume(found)
 
     async def _end_strays(self, lives: list[FoundLife]) -> list[FoundLife]:
         """Kill living trees that are nobody's; returns those that were there to the last."""

@@ -1,15 +1,19 @@
 """A topology that is up: its file's content, its plan, and the units made from it.
 
-What is kept on disk (`Kept`) is the text of the file and the variables it was read with, not a
-path: the next daemon must adopt what runs, whatever has become of the file since.
+What is kept on disk (`Kept`) is the text of the file, the variables it was read with and the plan
+that was made of it, not a path: the next daemon must adopt what runs, whatever has become of the
+file, or of the way plans are made, since. While a changed file is being applied, replicas that
+still run what they ran before are *pinned* to it, and that is kept, too.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from orchestrator.core.difference import Config
 from orchestrator.core.fleet import Need
 from orchestrator.core.inventory import Inventory
 from orchestrator.core.plan import Plan, PlannedWorker
@@ -19,19 +23,71 @@ from orchestrator.daemon import bonds, policies
 from orchestrator.daemon.unit import Unit, UnitSpec
 from orchestrator.topology.processes import Process
 from orchestrator.topology.roles import EngineChoice, EngineRole
-from orchestrator.topology.schema import Frontend, Topology
+from orchestrator.topology.schema import FRONTEND, Frontend, Topology
 from orchestrator.wire.ids import LifeId, ReplicaId
+
+SCHEMA = 2
+"""Of `Kept`. 1 had no plan, no pins, and no number."""
+
+LogOf = Callable[[LifeId], str]
+"""Where a worker's log goes."""
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """What a topology is read from. `scales`: replicas by role, where an operator said so."""
+
+    file: str
+    text: str
+    variables: dict[str, str]
+    scales: dict[str, int] = {}
+
+
+class Pin(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica that runs something else than the plan, and until when.
+
+    `source`: the topology it was read from, by its key. `told_at`: its incarnation when it was
+    told to renew itself; a later one runs what is planned. `parked`: it stays stopped until the
+    GPUs of its next life are free.
+    """
+
+    source: str
+    members: tuple[PlannedWorker, ...]
+    told_at: int | None = None
+    parked: bool = False
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """What is written to the run directory for each topology that is up."""
+    """What is written to the run directory for each topology that is up.
 
+    `unscaled`: what the file says where `scales` says something else.
+    `coming`: replicas that are new and not started yet. `spares`: workers that stand in while
+    their role is renewed. `fresh`: replicas that got a new configuration in the present rollout.
+    `halted`: why it was stopped. `numbers`: the last incarnation of replicas that are gone, so
+    that no life is ever called like an earlier one.
+    """
+
+    schema: int = 1
     file: str
     text: str
     variables: dict[str, str]
     engine: EngineChoice
     inventory: Inventory
     going_down: bool = False
+    scales: dict[str, int] = {}
+    unscaled: dict[str, int] = {}
+    plan: Plan | None = None
+    pins: dict[str, Pin] = {}
+    sources: dict[str, Source] = {}
+    coming: tuple[str, ...] = ()
+    spares: tuple[PlannedWorker, ...] = ()
+    fresh: tuple[str, ...] = ()
+    halted: str = ""
+    numbers: dict[str, int] = {}
+
+    @property
+    def source(self) -> Source:
+        """What the present plan was made of."""
+        return Source(file=self.file, text=self.text, variables=self.variables, scales=self.scales)
 
 
 encode = msgspec.json.Encoder().encode
@@ -42,14 +98,18 @@ decode = msgspec.json.Decoder(Kept).decode
 class Deployment:
     """One topology that is up, or on its way down.
 
-    `asked`: units that were told to stop. `holding`: it was adopted, and its routing table isn't
-    published before its workers have told again where they are.
+    `olds`: the topologies that pinned replicas were read from. `asked`: units that were told to
+    stop. `stopping`: parts that are being stopped in order, and how long they may drain. `holding`:
+    it was adopted, and its routing table isn't published before its workers have told again where
+    they are.
     """
 
     kept: Kept
     topology: Topology
     plan: Plan
+    olds: dict[str, Topology] = field(default_factory=dict)
     asked: set[ReplicaId] = field(default_factory=set)
+    stopping: dict[ReplicaId, float | None] = field(default_factory=dict)
     at_once: bool = False
     holding: bool = False
     routes_version: int = 0
@@ -63,6 +123,12 @@ class Deployment:
     def going_down(self) -> bool:
         """`down` was asked for."""
         return self.kept.going_down
+
+    @property
+    def rolling(self) -> bool:
+        """A changed file, a scale or a rolling restart is being applied, or was halted."""
+        kept = self.kept
+        return bool(kept.pins or kept.coming or kept.spares or kept.fresh)
 
     @property
     def engine(self) -> str:
@@ -88,22 +154,41 @@ class Deployment:
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
-def make_units(found: Deployment, log_of: Callable[[LifeId], str]) -> list[Unit]:
-    """One unit per replica, never started yet. `log_of`: where a worker's log goes."""
-    return [
-        Unit(_spec(found, replica, members, log_of), State(name=str(replica)))
-        for replica, members in found.plan.replicas.items()
-    ]
+def planned_specs(
+    topology: Topology, plan: Plan, file: str, log_of: LogOf
+) -> dict[ReplicaId, UnitSpec]:
+    """What each replica of a plan is to be."""
+    return {
+        replica: spec(topology, plan, file, members, log_of)
+        for replica, members in plan.replicas.items()
+    }
 
 
-def _spec(
-    found: Deployment,
-    replica: ReplicaId,
+def make_units(found: Deployment, log_of: LogOf) -> list[Unit]:
+    """One unit per replica, never started yet; what is pinned is what it was."""
+    kept = found.kept
+    specs = planned_specs(found.topology, found.plan, kept.file, log_of)
+    for worker in kept.spares:
+        spare = tuple(each for each in kept.spares if each.replica == worker.replica)
+        specs[worker.replica] = spec(found.topology, found.plan, kept.file, spare, log_of)
+    for name, pin in kept.pins.items():
+        file = kept.sources[pin.source].file
+        old = spec(found.olds[pin.source], found.plan, file, pin.members, log_of)
+        specs[ReplicaId.parse(name)] = old
+    return [Unit(each, State(name=str(replica))) for replica, each in specs.items()]
+
+
+def spec(
+    topology: Topology,
+    plan: Plan,
+    file: str,
     members: tuple[PlannedWorker, ...],
-    log_of: Callable[[LifeId], str],
+    log_of: LogOf,
 ) -> UnitSpec:
-    table = _table(found.topology, replica.role)
-    needs = bonds.needs(found.topology, found.plan.replicas, replica.role)
+    """What one replica is: these workers, by the rules that this topology has for its role."""
+    replica = members[0].replica
+    table = _table(topology, replica.role)
+    needs = bonds.needs(topology, plan.replicas, replica.role)
     return UnitSpec(
         id=replica,
         kind=members[0].kind,
@@ -113,11 +198,36 @@ def _spec(
         logs=tuple(log_of(replica.life(member.member, 0)) for member in members),
         log_max_bytes=table.log.max_size_bytes,
         log_backups=table.log.backups,
-        cwd=str(Path(found.kept.file).parent),
+        cwd=str(Path(file).parent),
         needs=needs,
-        bonds=bonds.bonds(found.topology, found.plan.replicas, replica.role),
+        bonds=bonds.bonds(topology, plan.replicas, replica.role),
         tree=table.tree,
     )
+
+
+NOT_RULES = frozenset({"id", "kind", "model", "members", "logs", "cwd", "needs", "bonds", "tree"})
+"""Fields of a spec that are its members', or follow from other replicas."""
+
+
+def config(each: UnitSpec) -> Config:
+    """A spec as differences are made of."""
+    rules: dict[str, Any] = {"depends-on": ", ".join(each.members[0].depends_on)}
+    for one in fields(each):
+        if one.name not in NOT_RULES:
+            lead = "" if one.name == "policy" else one.name
+            plain = msgspec.to_builtins(getattr(each, one.name), enc_hook=str)
+            rules |= dict(_flat(lead, plain))
+    return Config(members=each.members, cwd=each.cwd, kept_in=each.tree, rules=rules)
+
+
+def _flat(lead: str, plain: Any) -> list[tuple[str, Any]]:
+    if not isinstance(plain, dict):
+        return [(lead, plain)]
+    return [
+        pair
+        for name, value in plain.items()
+        for pair in _flat(f"{lead}.{name}" if lead else str(name), value)
+    ]
 
 
 def _table(topology: Topology, role: str) -> EngineRole | Frontend | Process:
@@ -133,6 +243,18 @@ def _policy(table: EngineRole | Frontend | Process, *, depends: bool) -> Policy:
             return policies.of_process(table, depends=depends)
         case Frontend():
             return policies.of_frontend(table)
+
+
+def scaled(topology: Topology, scales: dict[str, int]) -> Topology:
+    """Copy with other numbers of replicas; roles that it doesn't have are left out."""
+    roles = {
+        name: role.model_copy(update={"replicas": scales.get(name, role.replicas)})
+        for name, role in topology.roles.items()
+    }
+    number = scales.get(FRONTEND, topology.frontend.replicas)
+    frontend = topology.frontend.model_copy(update={"replicas": number})
+    copy = topology.model_copy(update={"roles": roles, "frontend": frontend})
+    return copy.located(topology.source)
 
 
 def stop_needs(units: list[Unit]) -> dict[ReplicaId, tuple[Need, ...]]:

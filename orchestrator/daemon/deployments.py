@@ -7,6 +7,7 @@ this?" anew, so a daemon that was restarted in the middle of a stop goes on wher
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -17,11 +18,13 @@ from orchestrator.core.state import Phase, State, Want
 from orchestrator.daemon import deployment, routing, snapshot
 from orchestrator.daemon.deployment import Deployment, Kept
 from orchestrator.daemon.publisher import Publisher
+from orchestrator.daemon.rollouts import Rollouts
 from orchestrator.daemon.supervisor import Supervisor
 from orchestrator.daemon.unit import Unit
 from orchestrator.host.fault_points import reached
 from orchestrator.host.rundir import RunDir, StateDir
-from orchestrator.wire.ids import LifeId
+from orchestrator.topology.schema import Topology
+from orchestrator.wire.ids import LifeId, ReplicaId
 
 HOLD_S = 10.0
 RESTING = frozenset({Phase.STOPPED, Phase.COMPLETED, Phase.FAILED})
@@ -44,6 +47,7 @@ class Deployments:
         self._publisher = publisher
         self._on_gone = on_gone
         self.by_name: dict[str, Deployment] = {}
+        self.rollouts = Rollouts(supervisor, publisher, self)
 
     def units(self, name: str) -> list[Unit]:
         """The units of one topology, in the order of their ids."""
@@ -52,7 +56,8 @@ class Deployments:
 
     def deploy(self, found: Deployment) -> None:
         """Take care of a topology from now on, and write it down for the next daemon."""
-        self._write(found)
+        found.kept = structs.replace(found.kept, schema=deployment.SCHEMA, plan=found.plan)
+        self.write(found)
         reached("deployments.written")
         self.adopt(found)
 
@@ -60,24 +65,43 @@ class Deployments:
         """Take care of a topology that is written down already; returns its new units."""
         assert found.name not in self.by_name, found.name
         self.by_name[found.name] = found
-        units = deployment.make_units(found, self._log_of)
+        units = deployment.make_units(found, self.log_of)
         self._supervisor.add(units)
         return units
 
-    def _log_of(self, worker: LifeId) -> str:
+    def log_of(self, worker: LifeId) -> str:
+        """Where a worker's log goes."""
         return str(self._state_dir.log(worker))
 
-    def _write(self, found: Deployment) -> None:
+    def write(self, found: Deployment) -> None:
+        """Put a topology's file on disk for the next daemon. OSError when that can't be."""
         path = self._run_dir.topology(found.name)
         write_atomically(path, deployment.encode(found.kept))
+
+    def rewrite(self, found: Deployment, kept: Kept, topology: Topology) -> None:
+        """Remember another file that means the same. OSError when it can't be saved."""
+        before = found.kept
+        found.kept = structs.replace(kept, numbers=before.numbers)
+        try:
+            self.write(found)
+        except OSError:
+            found.kept = before
+            raise
+        found.topology = topology
 
     def kept(self) -> dict[Path, Kept | None]:
         """What the daemon before had up, by its file; None: it can't be read."""
         return {path: _kept(path) for path in sorted(self._run_dir.topologies.glob("*.json"))}
 
     def start_all(self, name: str) -> None:
-        """Ask every unit to start that is at rest, or on its way there because it was stopped."""
+        """Ask every unit to start that is at rest, or on its way there because it was stopped.
+
+        Not those that a rollout sees to.
+        """
+        kept = self.by_name[name].kept
         for unit in self.units(name):
+            if str(unit.id) in kept.pins or str(unit.id) in kept.coming:
+                continue
             if unit.state.phase in RESTING or unit.state.want is Want.DOWN:
                 self._supervisor.request(unit, events.StartRequested)
 
@@ -86,12 +110,13 @@ class Deployments:
         if not found.going_down:
             found.kept = structs.replace(found.kept, going_down=True)
             try:
-                self._write(found)
+                self.write(found)
             except OSError as error:  # a full disk stops no stop; only the next daemon won't know
                 self._publisher.event(found.name, "not-saved", reason=str(error))
             reached("deployments.down-written")
             self._publisher.event(found.name, "going-down", detail={"now": str(at_once).lower()})
         found.at_once = found.at_once or at_once
+        found.stopping.clear()
         self._descend(found)
         if at_once:
             for unit in self.units(found.name):
@@ -99,6 +124,34 @@ class Deployments:
 
     def _stop(self, unit: Unit, *, at_once: bool) -> None:
         self._supervisor.request(unit, lambda intent: events.StopRequested(intent, at_once))
+
+    def begin_stop(self, units: list[Unit], drain_s: float | None) -> None:
+        """Stop parts of a topology, dependants first; each level when the one before is gone."""
+        found = self.by_name[units[0].id.topology]
+        for unit in units:
+            found.stopping[unit.id] = drain_s
+            found.asked.discard(unit.id)
+        self._go_on_stopping(found)
+
+    def spare(self, unit: Unit) -> None:
+        """Somebody wants it to be up after all."""
+        self.by_name[unit.id.topology].stopping.pop(unit.id, None)
+
+    def _go_on_stopping(self, found: Deployment) -> None:
+        by_id = {unit.id: unit for unit in self.units(found.name)}
+        for replica in list(found.stopping):
+            unit = by_id.get(replica)
+            if unit is None or (unit.state.phase in RESTING and unit.state.want is Want.DOWN):
+                del found.stopping[replica]
+                found.asked.discard(replica)
+        levels = fleet.stop_levels(
+            list(found.stopping), deployment.stop_needs(list(by_id.values()))
+        )
+        for replica in levels[0] if levels else ():
+            if replica not in found.asked:
+                found.asked.add(replica)
+                ask = partial(events.StopRequested, drain_s=found.stopping[replica])
+                self._supervisor.request(by_id[replica], ask)
 
     def _descend(self, found: Deployment) -> None:
         """Ask the first level that isn't at rest to stop; nobody left: it is gone."""
@@ -118,13 +171,17 @@ class Deployments:
     def _finish(self, found: Deployment) -> None:
         for unit in self.units(found.name):
             self._supervisor.remove(unit.id)
-            self._run_dir.replica(unit.id).unlink(missing_ok=True)
+            self.forget(unit.id)
             reached("deployments.state-removed")
         self._run_dir.topology(found.name).unlink(missing_ok=True)
         reached("deployments.forgotten")
         del self.by_name[found.name]
         self._publisher.event(found.name, "gone")
         self._on_gone()
+
+    def forget(self, replica: ReplicaId) -> None:
+        """Drop what is on disk of a replica that is gone."""
+        self._run_dir.replica(replica).unlink(missing_ok=True)
 
     def changed(self, unit: Unit, before: State) -> None:
         """Publish the routing table if it is another now: before anything else is done."""
@@ -133,9 +190,15 @@ class Deployments:
             self.publish(found)
 
     def settled(self, unit: Unit) -> None:
-        """See what follows for a topology on its way down from one unit's rest."""
+        """See what follows for a topology that is being changed, or taken down."""
         found = self.by_name.get(unit.id.topology)
-        if found is not None and found.going_down and unit.state.phase in RESTING:
+        if found is None:
+            return
+        if not found.going_down:
+            if found.stopping:
+                self._go_on_stopping(found)
+            self.rollouts.advance(found)
+        elif unit.state.phase in RESTING:
             self._descend(found)
 
     def publish_when_heard(self, found: Deployment) -> None:
@@ -177,6 +240,7 @@ class Deployments:
             return
         if snapshot.answering(self.units(found.name), found.routes_version):
             self._publisher.event(found.name, "answering")
+        self.rollouts.advance(found)
 
 
 def _kept(path: Path) -> Kept | None:

@@ -8,6 +8,7 @@ from orchestrator.core.plan import Plan
 from orchestrator.host import cgroup, nest
 from orchestrator.host.gpus import list_gpus
 from orchestrator.host.ports import trouble_with
+from orchestrator.topology.complaints import Finding
 from orchestrator.topology.schema import Topology
 
 NO_VLLM = (
@@ -34,18 +35,20 @@ def vllm_is_cpu_build() -> bool:
     return True
 
 
-def objections(topology: Topology, plan: Plan) -> list[str]:
-    """Why this plan can't run on this machine now; empty when it can."""
+def objections(topology: Topology, plan: Plan, port: int) -> list[str]:
+    """Why this plan can't run on this machine now; empty when it can.
+
+    `port`: what the frontend is going to listen on; 0 when it does already.
+    """
     found = []
     uses_vllm = any(worker.engine == "vllm" for worker in plan.workers)
     if uses_vllm and importlib.util.find_spec("vllm") is None:
         found.append(f"{topology.name}: {NO_VLLM}")
-    if topology.has_frontend:
-        taken = trouble_with(topology.frontend.port, topology.frontend.host)
+    if topology.has_frontend and port:
+        taken = trouble_with(port, topology.frontend.host)
         if taken:
-            found.append(
-                f"{topology.name}/frontend: {taken}; stop it, or set another [frontend] port"
-            )
+            finding = Finding(("frontend", "port"), taken, "stop it, or set another port")
+            found.append(str(topology.source.complaint(finding)))
     return found + tree_objections(topology)
 
 

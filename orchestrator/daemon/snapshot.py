@@ -11,6 +11,7 @@ from orchestrator.daemon.deployment import Deployment
 from orchestrator.daemon.routing import ENGINE_KINDS
 from orchestrator.daemon.unit import Unit
 from orchestrator.wire import snapshot
+from orchestrator.wire.ids import ReplicaId
 
 LEADS_TO = {
     Await.BACKOFF: "next start",
@@ -106,6 +107,12 @@ def topology(found: Deployment, units: list[Unit], now: float) -> snapshot.Topol
             units, going_down=found.going_down, routes_version=found.routes_version
         ),
         reason=worst(units),
+        rollout=rollout_word(found),
+        rollout_note=rollout_note(found, units),
+        scaled=[
+            f"{role}={number} by hand, {found.kept.unscaled.get(role, '?')} in the file"
+            for role, number in sorted(found.kept.scales.items())
+        ],
         file=found.kept.file,
         engine=found.engine,
         endpoint=found.endpoint,
@@ -124,6 +131,31 @@ def headline(topologies: Iterable[snapshot.TopologyStatus]) -> str:
     return "; ".join(parts) or "nothing is up"
 
 
+def rollout_word(found: Deployment) -> str:
+    """What is going on with a topology as a whole; empty while nothing is."""
+    if found.kept.halted:
+        return "halted"
+    if found.rolling:
+        return "rolling"
+    return "stopping" if found.stopping else ""
+
+
+def rollout_note(found: Deployment, units: list[Unit]) -> str:
+    """How far a change is, or why it goes no further."""
+    if found.kept.halted or not found.rolling:
+        return found.kept.halted
+    names, planned = {str(unit.id) for unit in units}, found.plan.replicas
+    pins = {name: pin for name, pin in found.kept.pins.items() if name in names}
+    leave = sum(1 for name in pins if ReplicaId.parse(name) not in planned)
+    said = (
+        (len(pins) - leave, "to be renewed"),
+        (len(found.kept.coming), "to be started"),
+        (leave, "to leave"),
+    )
+    left = ", ".join(f"{count} {what}" for count, what in said if count)
+    return f"rolling out: {left or 'waits until all are ready'}"
+
+
 def topology_health(units: list[Unit], *, going_down: bool, routes_version: int) -> str:
     """One word. Not ready before the frontends have applied the present routing table."""
     if going_down:
@@ -137,13 +169,13 @@ def topology_health(units: list[Unit], *, going_down: bool, routes_version: int)
 def answering(units: list[Unit], routes_version: int) -> bool:
     """Every frontend that should serve has applied this version of the routing table."""
     return all(
-        _applied(unit) >= routes_version
+        applied_version(unit) >= routes_version
         for unit in units
         if unit.spec.kind == "frontend" and unit.state.want is Want.UP
     )
 
 
-def _applied(frontend: Unit) -> int:
+def applied_version(frontend: Unit) -> int:
     """The version of the table that a frontend's present life obeys; -1 when it has none."""
     heard = frontend.of(frontend.life(0))
     return heard.beat.routes_version if heard is not None and heard.beat is not None else -1
@@ -153,7 +185,7 @@ def models(units: list[Unit], routes_version: int) -> list[str]:
     """The models that a client can use now: some frontend that serves knows of their workers."""
     frontends = [unit for unit in units if unit.spec.kind == "frontend"]
     serving = [unit for unit in frontends if unit.routable]
-    if frontends and not any(_applied(unit) >= routes_version for unit in serving):
+    if frontends and not any(applied_version(unit) >= routes_version for unit in serving):
         return []
     found = {
         name

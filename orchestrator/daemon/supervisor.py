@@ -22,7 +22,7 @@ from orchestrator.core import actions, events, fleet, groups
 from orchestrator.core.replica import step
 from orchestrator.core.state import Hold, State
 from orchestrator.daemon.publisher import Publisher
-from orchestrator.daemon.unit import Unit
+from orchestrator.daemon.unit import Unit, UnitSpec
 from orchestrator.host.fault_points import reached
 from orchestrator.wire.ids import ReplicaId
 
@@ -83,10 +83,7 @@ class Supervisor:
             assert unit.id not in self.units, unit.id
             self.units[unit.id] = unit
             self._families.setdefault(unit.id.topology, {})[unit.id] = unit
-            if unit.spec.needs:
-                self._needs.setdefault(unit.id.topology, {})[unit.id] = unit.spec.needs
-            if unit.spec.bonds:
-                self._bonds.setdefault(unit.id.topology, {})[unit.id] = unit.spec.bonds
+            self._note_ties(unit)
 
     def remove(self, replica: ReplicaId) -> None:
         """Forget a unit that is at rest and wanted no more."""
@@ -101,6 +98,30 @@ class Supervisor:
             del self._families[replica.topology]
             self._needs.pop(replica.topology, None)
             self._bonds.pop(replica.topology, None)
+
+    def respecify(self, unit: Unit, spec: UnitSpec) -> None:
+        """Change what the daemon does about a replica; its processes don't notice."""
+        unit.spec, unit.next = spec, None
+        self._note_ties(unit)
+
+    def prepare(self, unit: Unit, spec: UnitSpec) -> None:
+        """Let a replica be something else from its next life on."""
+        if unit.state.members:
+            unit.next = spec
+            self._note_ties(unit)
+        else:
+            self.respecify(unit, spec)
+
+    def _note_ties(self, unit: Unit) -> None:
+        """Know whom its next start waits for, and with whom its present life ends."""
+        needs = self._needs.setdefault(unit.id.topology, {})
+        needs.pop(unit.id, None)
+        if unit.coming.needs:
+            needs[unit.id] = unit.coming.needs
+        ties = self._bonds.setdefault(unit.id.topology, {})
+        ties.pop(unit.id, None)
+        if unit.spec.bonds:
+            ties[unit.id] = unit.spec.bonds
 
     def post(
         self, replica: ReplicaId, event: events.Event, then: Callable[[], None] | None = None
@@ -167,10 +188,12 @@ class Supervisor:
         now = asyncio.get_running_loop().time()
         before = unit.state
         crowded = len(self._births) >= BIRTHS_MAX
-        policy = structs.replace(unit.spec.policy, crowded=True) if crowded else unit.spec.policy
+        policy = structs.replace(unit.policy, crowded=True) if crowded else unit.policy
         unit.state, ordered = step(before, event, now, policy)
         if unit.state is before and not ordered:
             return False
+        if unit.next is not None and unit.state.incarnation > before.incarnation:
+            self.respecify(unit, unit.next)
         reached("supervisor.decided")
         self._save(unit.id, unit.state)
         reached("supervisor.saved")

@@ -1,8 +1,9 @@
 """One supervised replica as the daemon holds it: its spec, its state, and what was last heard.
 
-The *state* belongs to the core and changes only in `Supervisor`. The *spec* never changes while
-the unit exists. What workers said of themselves (`heard`) decides nothing; it is shown, and it is
-forgotten with the incarnation it was said in.
+The *state* belongs to the core and changes only in `Supervisor`. The *spec* says what its present
+life was started with; where a changed file asks for something else, `next` is what its next life
+will be, and takes the spec's place at the moment that life begins. What workers said of themselves
+(`heard`) decides nothing; it is shown, and it is forgotten with the incarnation it was said in.
 """
 
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from orchestrator.wire.messages import Beat, Hello
 
 @dataclass(frozen=True, slots=True)
 class UnitSpec:
-    """What a replica is: decided by the topology and the placement, never changed.
+    """What a replica is: decided by the topology and the placement.
 
     `members` are the planned workers in member order, `logs` their log files; `needs` is what must
     be there before it starts, `bonds` with whom it goes down. `cwd`: the topology file's directory,
@@ -63,11 +64,22 @@ class Unit:
     spec: UnitSpec
     state: State
     heard: dict[int, Heard] = field(default_factory=dict)
+    next: UnitSpec | None = None
 
     @property
     def id(self) -> ReplicaId:
         """The replica's id."""
         return self.spec.id
+
+    @property
+    def coming(self) -> UnitSpec:
+        """What its next life will be."""
+        return self.next or self.spec
+
+    @property
+    def policy(self) -> Policy:
+        """The rules for what is decided now. A start is decided by those of the life it begins."""
+        return self.coming.policy
 
     @property
     def routable(self) -> bool:

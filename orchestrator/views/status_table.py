@@ -70,6 +70,10 @@ def _topology(topology: TopologyStatus, pen: Pen) -> Iterator[Line]:
     yield _headline(topology, pen)
     if topology.reason:
         yield from wrap(words.one_line(topology.reason), "warn", 2, pen.width)
+    for note in (topology.rollout_note, *(f"scaled: {each}" for each in topology.scaled)):
+        if note:
+            tone: Tone = "bad" if topology.rollout == "halted" else "busy"
+            yield from wrap(words.one_line(note), tone, 2, pen.width)
     wanted = [row for row in rows if row.level in {"replica", "worker"}]
     if not wanted:
         return

@@ -97,6 +97,11 @@ class TopologyStatus(msgspec.Struct, frozen=True, kw_only=True):
     `health` is ready, starting, degraded, failed, stopped or stopping; without a daemon it is
     unsupervised, with phases "running" and kinds "unknown". `reason` is one line, empty when all is
     well; `models` are those that answer now; `endpoint` is empty without a frontend.
+
+    `rollout` is "rolling" while a change is being applied, "halted" when a replica failed with its
+    new configuration, "stopping" while parts stop in order, else empty; `rollout_note` says how far
+    it is, or why. `scaled`: where numbers of replicas aren't those of the file, one sentence for
+    each role.
     """
 
     name: str
@@ -108,6 +113,9 @@ class TopologyStatus(msgspec.Struct, frozen=True, kw_only=True):
     models: list[str] = []
     roles: list[RoleStatus] = []
     processes: list[RoleStatus] = []
+    rollout: str = ""
+    rollout_note: str = ""
+    scaled: list[str] = []
 
     @property
     def supervised(self) -> list[RoleStatus]:

@@ -14,8 +14,8 @@ from orchestrator.core.state import Phase
 from orchestrator.daemon.deployment import Deployment, Kept
 from orchestrator.daemon.deployments import Deployments
 from orchestrator.daemon.hearing import Hearing
+from orchestrator.daemon.reading import read
 from orchestrator.daemon.supervisor import Supervisor
-from orchestrator.daemon.verbs import read
 from orchestrator.host.rundir import RunDir, StateDir
 from orchestrator.wire import messages
 from orchestrator.wire.ids import ReplicaId
