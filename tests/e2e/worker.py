@@ -71,8 +71,9 @@ class Frontend:
         self.socket.connect(endpoint)
         self.items = {}
 
-    def open(self, request_id, body, path="/v1/completions"):
-        request = plane.Open(request_id, "POST", path, b"", [], body)
+    def open(self, request_id, body, path="/v1/completions", method="POST"):
+        headers = [(b"content-type", b"application/json")]
+        request = plane.Open(request_id, method, path, b"", headers, body)
         self.socket.send(plane.encode([request]))
 
     def cancel(self, request_id):

@@ -7,15 +7,20 @@ worker, then its processes are killed one after the other.
 import contextlib
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
 import pytest
+import zmq
 from openai import OpenAI
 
+from orchestrator.host.rundir import RunDir
+from orchestrator.wire.ids import LifeId
 from tests.e2e.conftest import Dynorch, running, zombie
 from tests.e2e.test_crashes import Stream
 from tests.e2e.test_openai_client import leaving_frees
+from tests.e2e.worker import Frontend
 from tests.eventually import eventually
 from tests.openai_contract import CONTRACT
 from tests.vllm.conftest import ask
@@ -41,6 +46,9 @@ restart = {{ backoff-initial = "100ms", intensity = 20 }}
 port = {{port}}
 [roles.worker]
 engine = "vllm"
+# Routes of vLLM's that nobody should have, one of which can break its engine.
+env = {{ VLLM_SERVER_DEV_MODE = "1" }}
+liveness = {{ ask = "500ms", unready = "2s", hang = "8s", busy = "60s", expire = "8s" }}
 [roles.worker.vllm]
 {flags}
 """)
@@ -122,30 +130,102 @@ def ready(served) -> dict:
     return replica
 
 
-@pytest.mark.parametrize("victim", ["main", "VLLM::EngineCore", "VLLM::Worker"])
-def test_killed_processes_come_back_clean_and_explained(served, victim):
-    before = eventually(lambda: ready(served), within_s=120)
-    main = before["workers"][0]["pid"]
-    old = tree(main)
-    names = mapped(old)
-    assert names, "vLLM's processes share memory"
-    pid = main if victim == "main" else next(p for p, name in old.items() if victim in name)
-    os.kill(pid, signal.SIGKILL)
+def part(worker: dict, title: str) -> int:
+    """The pid of one of its processes: main, or the one that calls itself by this title."""
+    found = [pid for pid, name in tree(worker["pid"]).items() if title in name]
+    assert title == "main" or found, f"{title} isn't there"
+    return worker["pid"] if title == "main" else found[0]
+
+
+def replaced(served, before: dict, old, names) -> dict:
+    """Wait for the next life and look at once what is left of the last; then, until it serves."""
 
     def next_life():
         replica = served.replica("worker")
         assert replica["incarnation"] > before["incarnation"]
         return replica["workers"][0]["pid"]
 
-    eventually(next_life, within_s=60, every_s=0.005)
+    eventually(next_life, within_s=90, every_s=0.005)
     # The new incarnation has hardly begun: nothing of the old one may be there.
     assert [pid for pid in old if not zombie(pid)] == []
     assert [name for name in names if name.exists()] == []
     replica = eventually(lambda: ready(served), within_s=120)
+    assert ask(served.url, *QUESTIONS["completion"]).status == 200
+    return replica
+
+
+PARTS = ["main", "VLLM::EngineCore", "VLLM::Worker"]
+
+
+@pytest.mark.parametrize("victim", PARTS)
+def test_statement_67_killed_processes_come_back_clean_and_explained(served, victim):
+    before = eventually(lambda: ready(served), within_s=120)
+    old = tree(before["workers"][0]["pid"])
+    names = mapped(old)
+    assert names, "vLLM's processes share memory"
+    os.kill(part(before["workers"][0], victim), signal.SIGKILL)
+    replica = replaced(served, before, old, names)
     assert "SIGKILL" in replica["reason"]
     if victim != "main":
         assert victim in replica["reason"]
-    assert ask(served.url, *QUESTIONS["completion"]).status == 200
+
+
+def test_statement_67_a_sigterm_while_it_loads_is_made_up_for(served):
+    before = eventually(lambda: ready(served), within_s=120)
+    os.kill(before["workers"][0]["pid"], signal.SIGKILL)
+
+    def loading():
+        replica = served.replica("worker")
+        assert replica["phase"] == "starting"
+        worker = replica["workers"][0]
+        assert worker["pid"]
+        part(worker, "VLLM::EngineCore")
+        return replica
+
+    starting = eventually(loading, within_s=60, every_s=0.005)
+    old = tree(starting["workers"][0]["pid"])
+    os.kill(starting["workers"][0]["pid"], signal.SIGTERM)
+    replaced(served, starting, old, mapped(old))
+
+
+def ask_worker(served, life: str, path: str, body: dict | None = None, within_s: float = 5):
+    """Ask the worker itself, as the frontend does; its status, or None if it never answers."""
+    endpoint = RunDir(served.run_dir).life(LifeId.parse(life)) / "p"
+    context = zmq.Context()
+    client = Frontend(context, f"ipc://{endpoint}")
+    try:
+        client.open(1, json.dumps(body or {}).encode(), path, "GET" if body is None else "POST")
+        with contextlib.suppress(AssertionError):
+            return client.end(1, within_s)[0].status
+    finally:
+        client.close()
+        context.term()
+
+
+@pytest.mark.parametrize("victim", [*PARTS, "output thread"])
+def test_frozen_processes_are_found_while_health_says_200(served, victim):
+    before = eventually(lambda: ready(served), within_s=120)
+    worker = before["workers"][0]
+    old = tree(worker["pid"])
+    names = mapped(old)
+    pid = 0 if victim == "output thread" else part(worker, victim)
+    if not pid:
+        # Its answer can't be put into words, and the thread that would say so dies of that.
+        body = {"method": "get_kv_cache_spec"}
+        assert ask_worker(served, worker["id"], "/collective_rpc", body, within_s=0.5) is None
+    else:
+        os.kill(pid, signal.SIGSTOP)
+    if victim != "main":
+        assert ask_worker(served, worker["id"], "/health") == 200
+    eventually(lambda: not served.replica("worker")["routable"], within_s=30)
+    replica = replaced(served, before, old, names)
+    assert replica["cause"] == "unhealthy"
+    if victim == "main":
+        assert f"(pid {worker['pid']}, which is stopped)" in replica["reason"]
+    elif not pid:
+        assert re.search(r"hasn't answered for \d+ s: VLLM::EngineCore", replica["reason"])
+    else:
+        assert f"{victim} (pid {pid}) is stopped (state T)" in replica["reason"]
 
 
 def test_daemon_killed_under_streams_breaks_none_and_is_adopted(served):
