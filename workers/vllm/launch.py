@@ -11,6 +11,7 @@ import types
 from functools import partial
 from typing import Any
 
+import vllm.v1.utils
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
@@ -20,7 +21,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from workers.runtime.engine import App, EngineConfigError
-from workers.vllm import forks
+from workers.vllm import endings, forks
 from workers.vllm.arguments import first_line
 
 USAGE = UsageContext.OPENAI_API_SERVER
@@ -69,6 +70,7 @@ def build_engine(config: Any, args: argparse.Namespace, method: str, count: Toke
     """Start the engine's processes and load the model; blocks for as long as that takes."""
     hygiene = forks.Hygiene()
     forks.insist(method)
+    endings.spare_trackers(vllm.v1.utils)
     hygiene.begin()
     try:
         return AsyncLLM.from_vllm_config(
