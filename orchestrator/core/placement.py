@@ -152,7 +152,8 @@ def _role_wishes(
         for replica in range(role.replicas)
         for member in range(role.members)
     ]
-    if engine.name == "sim" or (inventory.cpu_engine and not inventory.gpus):
+    pinned = engine.name != "sim" or (role.sim.pinned and bool(inventory.gpus))
+    if not pinned or (inventory.cpu_engine and not inventory.gpus):
         return workers
     each = role.gpus_per_worker
     for index, wish in enumerate(workers):

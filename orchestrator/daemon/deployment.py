@@ -193,7 +193,7 @@ def spec(
         id=replica,
         kind=members[0].kind,
         model=members[0].model,
-        policy=_policy(table, depends=bool(needs)),
+        policy=_policy(table, members, depends=bool(needs)),
         members=members,
         logs=tuple(log_of(replica.life(member.member, 0)) for member in members),
         log_max_bytes=table.log.max_size_bytes,
@@ -235,12 +235,16 @@ def _table(topology: Topology, role: str) -> EngineRole | Frontend | Process:
     return topology.roles.get(role) or topology.processes.get(role) or topology.frontend
 
 
-def _policy(table: EngineRole | Frontend | Process, *, depends: bool) -> Policy:
+def _policy(
+    table: EngineRole | Frontend | Process, members: tuple[PlannedWorker, ...], *, depends: bool
+) -> Policy:
     match table:
         case EngineRole():
-            return policies.of_role(table, depends=depends)
+            plain = policies.of_role(table, depends=depends)
+            return policies.with_gpus(plain, table.gpu, members)
         case Process():
-            return policies.of_process(table, depends=depends)
+            plain = policies.of_process(table, depends=depends)
+            return policies.with_gpus(plain, table.gpu, members)
         case Frontend():
             return policies.of_frontend(table)
 

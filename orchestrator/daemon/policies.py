@@ -1,11 +1,23 @@
 """From the operator's tables to the core's policy: names change, meanings don't."""
 
+from msgspec.structs import replace
+
 from orchestrator.core import policy
+from orchestrator.core.plan import PlannedWorker
 from orchestrator.core.state import Hold
-from orchestrator.topology.policies import LivenessPolicy, RestartPolicy, StartPolicy, StopPolicy
+from orchestrator.topology.policies import (
+    GpuPolicy,
+    LivenessPolicy,
+    RestartPolicy,
+    StartPolicy,
+    StopPolicy,
+)
 from orchestrator.topology.processes import Process
 from orchestrator.topology.roles import EngineRole
 from orchestrator.topology.schema import Frontend
+
+VLLM_UTILIZATION = 0.92
+"""The part of a GPU that vLLM takes unless told otherwise (vLLM 0.32, config/cache.py)."""
 
 
 def _policy(
@@ -79,3 +91,27 @@ def of_process(process: Process, *, depends: bool) -> policy.Policy:
         oneshot=process.oneshot,
         holds=(Hold.DEPENDENCY,) if depends else (),
     )  # fmt: skip
+
+
+def with_gpus(
+    plain: policy.Policy, gpu: GpuPolicy, members: tuple[PlannedWorker, ...]
+) -> policy.Policy:
+    """Let a replica wait for the GPUs that its members were given, if they were given any."""
+    if gpu.mode == "off" or not any(member.gpu_uuids for member in members):
+        return plain
+    part = members[0].gpu_share
+    asked = members[0].options.get("gpu-memory-utilization")
+    whole = asked if isinstance(asked, int | float) else VLLM_UTILIZATION
+    return replace(
+        plain,
+        holds=(*plain.holds, Hold.GPU),
+        gpu=policy.Gpu(
+            mode=policy.GpuMode.SHARED if part < 1 else policy.GpuMode(gpu.mode),
+            share=part if part < 1 else float(whole),
+            slack_bytes=gpu.slack_bytes,
+            samples=gpu.samples,
+            interval_s=gpu.interval_s,
+            event_after_s=gpu.event_after_s,
+            timeout_s=gpu.timeout_s,
+        ),
+    )

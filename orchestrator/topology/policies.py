@@ -145,6 +145,33 @@ class LivenessPolicy(Table):
     )
 
 
+class GpuPolicy(Table):
+    """When a GPU counts as free: nothing starts on it before. See docs/operations.md."""
+
+    mode: Literal["exclusive", "shared", "off"] = Field(
+        default="exclusive",
+        description="exclusive: nobody else holds memory of it. shared: enough is free for us "
+        "(gpu-memory-utilization, or the fraction in gpus). off: start without looking.",
+    )
+    slack_bytes: Size = Field(
+        default=512 * 2**20,
+        description="exclusive: what may be in use beside the least that was ever seen; at least "
+        "1 % of the GPU.",
+    )
+    samples: int = Field(
+        default=2, ge=1, le=100, description="So many looks in a row must find it free."
+    )
+    interval_s: PositiveDuration = Field(
+        default=0.25, description="Time between two looks; nobody looks while nobody waits."
+    )
+    event_after_s: Duration = Field(
+        default=60.0, description="A wait this long is an event, with those who hold the GPU."
+    )
+    timeout_s: PositiveDuration | None = Field(
+        default=None, description="A wait this long has failed (gpu-busy); never if not given."
+    )
+
+
 class LogPolicy(Table):
     """The worker's log file: stdout and stderr together, rotated by size."""
 

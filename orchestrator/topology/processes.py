@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
 
 from orchestrator.topology.policies import (
     ON_DEPENDENCY_RESTART,
+    GpuPolicy,
     OnDependencyRestart,
     Supervised,
 )
@@ -100,6 +101,7 @@ class Process(Supervised):
         default=None,
         description="GPUs it gets: a count, or a list of indices or UUIDs. None if not given.",
     )
+    gpu: GpuPolicy = Field(default_factory=GpuPolicy, description="When its GPUs count as free.")
     oneshot: bool = Field(
         default=False, description="Runs once and ends; ready when it exited with 0."
     )

@@ -36,6 +36,7 @@ TITLES = {
     "StartPolicy": "[start], likewise",
     "StopPolicy": "[stop], likewise",
     "LogPolicy": "[log], likewise",
+    "GpuPolicy": "[gpu], also inside a role or a process",
     "LivenessPolicy": "[liveness], also inside a role or the frontend",
 }
 

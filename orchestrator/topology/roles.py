@@ -6,6 +6,7 @@ from pydantic import Field
 
 from orchestrator.topology.policies import (
     ON_DEPENDENCY_RESTART,
+    GpuPolicy,
     LivenessPolicy,
     OnDependencyRestart,
     Supervised,
@@ -78,10 +79,15 @@ class Sim(Table):
         default=32_768, ge=2, description="Prompt and answer together, in tokens."
     )
     faults: tuple[Fault, ...] = Field(default=(), strict=False, description="Failures to play.")
+    pinned: bool = Field(
+        default=False,
+        description="Where there are GPUs: be placed on them and wait for them like a real engine, "
+        "to rehearse that. It uses none of them.",
+    )
 
     def options(self) -> dict[str, Any]:
         """Plain data as the simulated engine takes it: durations in seconds, sizes in bytes."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"pinned"})
 
 
 class EngineRole(Supervised):
@@ -106,6 +112,7 @@ class EngineRole(Supervised):
         default={},
         description="Any `vllm serve` flag, without dashes in front, checked by vLLM itself.",
     )
+    gpu: GpuPolicy = Field(default_factory=GpuPolicy, description="When its GPUs count as free.")
     liveness: LivenessPolicy = Field(
         default_factory=LivenessPolicy, description="How it proves that it makes progress."
     )

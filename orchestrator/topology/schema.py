@@ -12,7 +12,7 @@ from pydantic import Field, PrivateAttr
 
 from orchestrator.topology.complaints import Source
 from orchestrator.topology.groups import Group
-from orchestrator.topology.policies import LivenessPolicy, Supervised
+from orchestrator.topology.policies import GpuPolicy, LivenessPolicy, Supervised
 from orchestrator.topology.processes import Process
 from orchestrator.topology.roles import PYTHON_DESCRIPTION, EngineRole
 from orchestrator.topology.table import Names, Table
@@ -105,6 +105,9 @@ class Topology(Supervised):
     kv_transfer: KvTransfer | None = Field(
         default=None, description="KV cache from prefill to decode."
     )
+    gpu: GpuPolicy = Field(
+        default_factory=GpuPolicy, description="When a GPU counts as free, for whatever needs one."
+    )
     liveness: LivenessPolicy = Field(
         default_factory=LivenessPolicy, description="How workers prove that they make progress."
     )
@@ -137,7 +140,10 @@ def inherit(topology: Topology) -> Topology:
         for name, role in topology.roles.items()
     }
     processes = {
-        name: process.model_copy(update=_inherited(topology, process, drains=False))
+        name: process.model_copy(
+            update=_inherited(topology, process, drains=False)
+            | {"gpu": _over(topology.gpu, process.gpu)}
+        )
         for name, process in topology.processes.items()
     }
     update = {"frontend": frontend, "roles": roles, "processes": processes}
@@ -165,6 +171,7 @@ def _engine(topology: Topology, role: EngineRole) -> dict[str, Any]:
     if served is None and role.model is None:
         served = topology.served_model_name
     return {
+        "gpu": _over(topology.gpu, role.gpu),
         "liveness": _over(topology.liveness, role.liveness),
         "model": role.model or topology.model,
         "served_model_name": served,
