@@ -1,0 +1,148 @@
+"""Who is asked about GPUs: the driver, nobody, or a file.
+
+`DYNORCH_GPU_PROVIDER` in the daemon's environment decides. `nvml`, the default, is the driver.
+`off` still finds GPUs, but nobody looks at their memory: every start goes ahead. `fake:FILE` is for
+tests and CI, and the only way to have GPUs without having any: a JSON file, read again at each
+question, says what the driver would have said.
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from orchestrator.host.gpus import Gpu, Memory, Mute, Nvml, User
+
+VARIABLE = "DYNORCH_GPU_PROVIDER"
+
+
+class ProviderError(Exception):
+    """The variable says something that can't be done."""
+
+
+class Provider(Protocol):
+    """What can be asked. Every question may block, and none raises.
+
+    `judges`: its readings decide about starts. `pids_are_ours`: its pids are our namespace's.
+    """
+
+    judges: bool
+    pids_are_ours: bool
+
+    def gpus(self) -> list[Gpu]:
+        """List the devices."""
+
+    def read(self, uuids: Collection[str]) -> dict[str, Memory | Mute]:
+        """Return the memory of each device now, or why it can't be told."""
+
+    def users(self, uuid: str) -> list[User]:
+        """Return the processes that compute on a device."""
+
+    def minor(self, uuid: str) -> int | None:
+        """Return the N of /dev/nvidiaN, if anybody knows it."""
+
+    def close(self) -> None:
+        """Nobody has a question for now."""
+
+
+class Off(Nvml):
+    """GPUs are found and never looked at again."""
+
+    judges = False
+
+
+class FakeGpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One device of the file. `trouble`: it doesn't answer, and why; `lost`: for good."""
+
+    uuid: str
+    name: str = "Fake"
+    total_bytes: int = 80 << 30
+    used_bytes: int = 0
+    users: tuple[User, ...] = ()
+    trouble: str = ""
+    lost: bool = False
+
+
+class FakeFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file, the devices in the order of their indices."""
+
+    gpus: tuple[FakeGpu, ...] = ()
+
+
+class Fake:
+    """Answers from a file."""
+
+    judges = True
+    pids_are_ours = True
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def _file(self) -> FakeFile | Mute:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=FakeFile)
+        except (OSError, msgspec.MsgspecError) as error:
+            return Mute(f"{self._path}: {error}")
+
+    def _find(self, uuid: str) -> FakeGpu | Mute:
+        file = self._file()
+        if isinstance(file, Mute):
+            return file
+        for gpu in file.gpus:
+            if gpu.uuid == uuid:
+                return Mute(gpu.trouble, lost=gpu.lost) if gpu.trouble else gpu
+        return Mute(f"{uuid} isn't in {self._path}", lost=True)
+
+    def gpus(self) -> list[Gpu]:
+        """List the devices of the file; none if it makes no sense."""
+        file = self._file()
+        if isinstance(file, Mute):
+            return []
+        return [
+            Gpu(index, gpu.uuid, gpu.name, gpu.total_bytes) for index, gpu in enumerate(file.gpus)
+        ]
+
+    def read(self, uuids: Collection[str]) -> dict[str, Memory | Mute]:
+        """Return what the file says now."""
+        return {uuid: self._read(uuid) for uuid in uuids}
+
+    def _read(self, uuid: str) -> Memory | Mute:
+        gpu = self._find(uuid)
+        if isinstance(gpu, Mute):
+            return gpu
+        return Memory(gpu.total_bytes, gpu.used_bytes, gpu.total_bytes - gpu.used_bytes)
+
+    def users(self, uuid: str) -> list[User]:
+        """Return the processes that the file names."""
+        gpu = self._find(uuid)
+        return [] if isinstance(gpu, Mute) else list(gpu.users)
+
+    def minor(self, uuid: str) -> int | None:  # noqa: ARG002 - no device file belongs to it
+        """Return nothing: no device file belongs to it."""
+        return None
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def provider(environ: Mapping[str, str]) -> Provider:
+    """Return whom this environment says to ask. ProviderError when it makes no sense."""
+    text = environ.get(VARIABLE, "") or "nvml"
+    kind, _, path = text.partition(":")
+    if kind == "fake" and path.startswith("/"):
+        return Fake(Path(path))
+    if text == "nvml":
+        return Nvml()
+    if text == "off":
+        return Off()
+    raise ProviderError(f"{VARIABLE}={text}: write nvml, off, or fake:/ABSOLUTE/FILE")
+
+
+def list_gpus(environ: Mapping[str, str]) -> list[Gpu]:
+    """List this machine's GPUs; empty when there are none that we can see."""
+    asked = provider(environ)
+    try:
+        return asked.gpus()
+    finally:
+        asked.close()
