@@ -22,7 +22,7 @@ from orchestrator.core.actions import (
 )
 from orchestrator.core.diagnosis import seconds
 from orchestrator.core.policy import Policy, Restart
-from orchestrator.core.reasons import Cause, Reason
+from orchestrator.core.reasons import NOT_CHARGED, Cause, Reason
 from orchestrator.core.state import (
     Await,
     Counters,
@@ -231,13 +231,20 @@ def conclude(state: State, now: float, policy: Policy) -> Step:
     if finishes(fault, policy):
         return disarm(enter(state, Phase.COMPLETED, DONE, now))
     verdict = restart.judge(state.name, ended, state.counters, fault, policy)
-    state = replace(state, counters=verdict.counters)
+    state = counted(replace(state, counters=verdict.counters), fault.reason.cause)
     if verdict.delay_s is None:
         state = replace(state, last_failure=verdict.reason)
         return disarm(enter(state, Phase.FAILED, verdict.reason, now))
     if fault.reason.cause is not Cause.INTERRUPTED:
         state = replace(state, last_failure=fault.reason, restarts=state.restarts + 1)
     return begin(state, again(fault.reason, verdict.delay_s, state), verdict.delay_s, now, policy)
+
+
+def counted(state: State, cause: Cause) -> State:
+    """Count a failed life under its cause."""
+    if cause in NOT_CHARGED:
+        return state
+    return replace(state, failures={**state.failures, cause: state.failures.get(cause, 0) + 1})
 
 
 def again(reason: Reason, delay_s: float, state: State) -> Reason:

@@ -29,13 +29,15 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
     """The pause after the n-th failed run in a row: initial x factor^(n-1), at most `max_s`.
 
     `jitter` spreads it by that share in both directions. A run that was ready for `reset_after_s`
-    ends the row; the first failure after it is retried without any delay.
+    ends the row; the first failure after it is retried without any delay. `slow_s`: the least that
+    is waited where memory or a network elsewhere must come back first.
     """
 
     initial_s: float = 1.0
     factor: float = 2.0
     max_s: float = 60.0
     jitter: float = 0.1
+    slow_s: float = 10.0
     reset_after_s: float = 600.0
 
 

@@ -23,6 +23,10 @@ ALWAYS_BY_CLASS = frozenset({Cause.CONFIG, Cause.GPU_LOST})
 """Classes whose retries count also after ready: time doesn't cure them."""
 
 
+SLOWLY_CURED = frozenset({Cause.OOM_LOAD, Cause.NETWORK})
+"""Classes that only something elsewhere can cure, and not within a second."""
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """What follows a failed run. `delay_s` is None when it was the last."""
 
@@ -52,6 +56,8 @@ def judge(name: str, incarnation: int, counters: Counters, fault: Fault, policy:
     if last is not None:
         return Verdict(counters, None, last)
     delay_s = 0.0 if recovered else backoff_s(row, policy.backoff, f"{name}#{incarnation}")
+    if cause in SLOWLY_CURED:
+        delay_s = max(delay_s, min(policy.backoff.slow_s, policy.backoff.max_s))
     return Verdict(counters, delay_s, fault.reason)
 
 

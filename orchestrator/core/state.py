@@ -133,6 +133,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     start, and why; empty unless it waits. `not_before`: end of the backoff. `entered_at`:
     since when it is in this phase. `ready_at`: since when this incarnation is ready, None if it
     isn't. `unkillable`: a killed tree won't go. `restarts`: new lives that failures made necessary.
+    `failures` counts failed lives by cause, for the metrics; nothing is decided by it.
     `last_failure` outlives the recovery, so that `status` can say why there was a restart.
     """
 
@@ -154,6 +155,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     unkillable: bool = False
     restarts: int = 0
     counters: Counters = Counters()
+    failures: dict[Cause, int] = {}
 
 
 def routable(state: State) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from orchestrator.core.state import State
 from orchestrator.daemon.unit import Unit
-from orchestrator.wire.routes import Blocked, Route, Routes
+from orchestrator.wire.routes import Blocked, Failures, Route, Routes
 
 ENGINE_KINDS = frozenset({"aggregated", "prefill", "decode"})
 RETRY_AFTER_S = 1.0
@@ -46,20 +46,29 @@ def blocked(unit: Unit, now: float) -> Blocked:
         wait_s = max(wait_s, deadline.at - now)
     names = list(unit.spec.members[0].served_names)
     phase, why = unit.state.phase.value, str(unit.state.reason)
-    return Blocked(str(unit.id), unit.spec.kind, names, phase, why, wait_s)
+    cause = unit.state.reason.cause.value
+    return Blocked(str(unit.id), unit.spec.kind, names, phase, why, wait_s, cause)
 
 
 def table(topology: str, engine: str, units: Iterable[Unit], version: int, now: float) -> Routes:
     """The whole table of one topology."""
     found: list[Route] = []
     missing: list[Blocked] = []
+    failed: list[Failures] = []
     for unit in units:
         if unit.spec.kind in ENGINE_KINDS:
             here = routes_of(unit)
             found += here
             if not here:
                 missing.append(blocked(unit, now))
-    return Routes(version, topology, engine, found, missing)
+            failed += failures(unit)
+    return Routes(version, topology, engine, found, missing, failed)
+
+
+def failures(unit: Unit) -> list[Failures]:
+    """Count the failed lives of a unit by cause."""
+    counts = unit.state.failures.items()
+    return [Failures(str(unit.id), cause.value, count) for cause, count in counts]
 
 
 def is_complete(units: Iterable[Unit]) -> bool:

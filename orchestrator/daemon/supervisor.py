@@ -11,6 +11,8 @@ pass as are taken from it here, so a peer that floods us waits in its own socket
 """
 
 import asyncio
+import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -19,6 +21,7 @@ import msgspec
 from msgspec import structs
 
 from orchestrator.core import actions, events, fleet, groups
+from orchestrator.core.reasons import Cause
 from orchestrator.core.replica import step
 from orchestrator.core.state import Hold, State
 from orchestrator.daemon.publisher import Publisher
@@ -33,6 +36,10 @@ TURN_MAX = 256
 
 
 Letter = tuple[ReplicaId, events.Event, Callable[[], None] | None]
+
+
+QUIET = frozenset({Cause.OK, Cause.REQUESTED, Cause.COMPLETED})
+"""Causes that need no explanation."""
 
 
 class Effects(Protocol):
@@ -288,6 +295,10 @@ class Supervisor:
         detail = {"incarnation": str(state.incarnation)}
         if changed:
             detail["from"] = before.phase.value
+            if state.reason.cause not in QUIET:
+                detail["cause"] = state.reason.cause.value
+        if before.fault is not None and not state.members and state.failures != before.failures:
+            say_failed(unit)
         self._publisher.event(
             unit.id,
             "phase-changed" if changed else events.kebab(type(event).__name__),
@@ -296,3 +307,13 @@ class Supervisor:
             detail=detail,
             core=(now, msgspec.to_builtins(event), msgspec.to_builtins(ordered)),
         )
+
+
+def say_failed(unit: Unit) -> None:
+    """Write a failed life's reason into the daemon's log, in the words of all the others.
+
+    Backoff and budgets bound how often that happens.
+    """
+    when = time.strftime("%Y-%m-%d %H:%M:%S")
+    phase, reason = unit.state.phase.value, unit.state.reason
+    sys.stderr.write(f"{when} {unit.id} {phase} ({reason.cause.value}): {reason}\n")

@@ -21,7 +21,10 @@ class Route(msgspec.Struct, frozen=True):
 
 
 class Blocked(msgspec.Struct, frozen=True):
-    """A replica that can't be sent requests now, and why (one sentence)."""
+    """A replica that can't be sent requests now, and why (one sentence).
+
+    `cause` is a value of `core.reasons.Cause`.
+    """
 
     replica: str
     kind: str
@@ -29,16 +32,29 @@ class Blocked(msgspec.Struct, frozen=True):
     phase: str
     reason: str
     retry_after_s: float
+    cause: str = ""
+
+
+class Failures(msgspec.Struct, frozen=True):
+    """How many lives of a replica ended for a cause, since it was first started."""
+
+    replica: str
+    cause: str
+    count: int
 
 
 class Routes(msgspec.Struct, frozen=True):
-    """All of one topology. `version` only grows, also across daemons."""
+    """All of one topology. `version` only grows, also across daemons.
+
+    `failures`: of engine roles, like all the rest.
+    """
 
     version: int
     topology: str
     engine: str
     routes: list[Route]
     blocked: list[Blocked]
+    failures: list[Failures] = []
 
 
 encode = msgspec.msgpack.Encoder().encode

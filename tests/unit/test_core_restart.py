@@ -64,7 +64,7 @@ def test_s23_an_unasked_exit_with_0_after_ready_is_a_crash():
 
 
 @pytest.mark.parametrize("code", [2, 64, 78, 126, 127])
-def test_s24_a_wrong_command_line_is_tried_exactly_once(code):
+def test_statement_24_a_wrong_command_line_is_tried_exactly_once(code):
     driver = Driver().start().born().end(code, tail="error: unrecognized arguments: --nope\n")
     assert driver.phase is Phase.FAILED
     assert driver.cause is Cause.CONFIG
@@ -72,8 +72,9 @@ def test_s24_a_wrong_command_line_is_tried_exactly_once(code):
     assert len(driver.spawned_at) == 1
 
 
-def test_s25_out_of_memory_while_loading_gets_one_more_try():
+def test_statement_25_out_of_memory_while_loading_is_tried_exactly_twice():
     driver = Driver().start().born().end(1, tail=OOM)
+    assert driver.state.not_before - driver.now == 10.0
     driver.deadline().born().end(1, tail=OOM)
     assert driver.phase is Phase.FAILED
     assert driver.cause is Cause.OOM_LOAD
@@ -81,7 +82,7 @@ def test_s25_out_of_memory_while_loading_gets_one_more_try():
     assert len(driver.spawned_at) == 2
 
 
-def test_s26_the_same_words_after_ready_are_a_crash():
+def test_statement_26_the_same_words_after_ready_are_a_crash():
     driver = Driver().start().ready().end(1, tail=OOM, after_s=9.0)
     assert driver.state.last_failure.cause is Cause.CRASH
     assert driver.state.counters.tallies == {}

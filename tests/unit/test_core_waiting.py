@@ -89,7 +89,7 @@ def test_a_stop_may_bring_its_own_drain_limit():
     assert ready.state.deadline.at == ready.now + 600.0
 
 
-def test_a_gpu_that_was_taken_after_the_gate_costs_no_backoff_while_there_is_a_gate():
+def test_statement_27_a_gpu_taken_after_the_gate_costs_no_backoff_and_ends_in_gpu_busy():
     busy = "ValueError: Free memory on device cuda:0 (1/80 GiB) is less than desired GPU memory"
     taken = Driver(Policy(holds=(Hold.GPU,))).start()
     for life in range(1, 7):

@@ -46,6 +46,7 @@ class App:
         self.requests = 0
         self.draining = False
         metrics.watch_open(lambda: self.open)
+        metrics.watch_routes(lambda: upstreams.routes)
         self._idle = asyncio.Event()
         self._upstreams = upstreams
         self._relay = relay

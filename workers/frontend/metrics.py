@@ -4,19 +4,56 @@ Each replica of the frontend counts for itself alone, and they share one port: a
 that port reaches any one of them. `dynorch_frontend_info` says which one answered; what each
 replica's beats tell (open requests, requests so far) is in `dynorch status --json`.
 
+What the daemon knows about replicas comes with its routing table, and any frontend tells it: why
+one is blocked, in the words of `status` and of the 503, and how often each has failed of what.
+
 Label children are looked up once and kept: finding them costs more than counting.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from orchestrator.wire.routes import Routes
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 CONTENT_TYPE = CONTENT_TYPE_LATEST.encode()
 PREFIX = "dynorch_frontend_"
 ALONE = " (this replica of the frontend alone)"
+
+
+class Replicas:
+    """What the routing table tells of replicas, at each scrape: who is blocked, who has failed."""
+
+    def __init__(self, routes: Callable[[], Routes | None]) -> None:
+        self._routes = routes
+
+    def describe(self) -> list[Metric]:
+        """Name nothing before there is a table."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Make the two families from the table in force."""
+        routes = self._routes()
+        blocked = GaugeMetricFamily(
+            "dynorch_replica_blocked",
+            "1 for each replica that can't be sent requests, with the reason that a 503 tells",
+            labels=["replica", "phase", "cause", "reason"],
+        )
+        failures = CounterMetricFamily(
+            "dynorch_replica_failures",
+            "Lives that ended in a failure, by cause, as the daemon counts them",
+            labels=["replica", "cause"],
+        )
+        for one in routes.blocked if routes is not None else []:
+            blocked.add_metric([one.replica, one.phase, one.cause, one.reason], 1)
+        for failed in routes.failures if routes is not None else []:
+            failures.add_metric([failed.replica, failed.cause], failed.count)
+        yield blocked
+        yield failures
 
 
 class Metrics:
@@ -73,6 +110,10 @@ class Metrics:
     def watch_open(self, count: Callable[[], int]) -> None:
         """Have `count` asked for the open requests at each scrape."""
         self._inflight.set_function(count)
+
+    def watch_routes(self, routes: Callable[[], Routes | None]) -> None:
+        """Have the routing table asked for at each scrape."""
+        self._registry.register(Replicas(routes))
 
     def ended(self, model: str, code: int, first_byte_s: float | None, duration_s: float) -> None:
         """Count one request."""
