@@ -161,6 +161,8 @@ def note_ready(state: State, event: BecameReady, now: float, policy: Policy) -> 
 def extend_start(state: State, event: StartExtended, now: float, policy: Policy) -> Step:
     """Give a start more time, never less, and in all no more than the policy has."""
     assert state.deadline is not None, "a start has a deadline"
+    if state.deadline.what is Await.SETTLE:
+        return state, ()
     last = state.entered_at + policy.start.timeout_max_s
     at = min(last, max(state.deadline.at, now + event.by_s))
     if at <= state.deadline.at:
@@ -180,8 +182,11 @@ def fail_at_birth(state: State, event: SpawnFailed, now: float, policy: Policy) 
     return moves.fail(state, fault(state, event.member, reason, now), now, policy)
 
 
-def fail_by_timeout(state: State, event: Event, now: float, policy: Policy) -> Step:
-    """The start took too long."""
+def end_start(state: State, event: Event, now: float, policy: Policy) -> Step:
+    """The start took too long; or what can't say that it is ready has lived long enough."""
+    assert state.deadline is not None, "the gate lets only the armed deadline through"
+    if state.deadline.what is Await.SETTLE:
+        return moves.be_ready(state, now)
     late = next((i for i, m in enumerate(state.members) if not m.ready), 0)
     limit = seconds(now - state.entered_at)
     who = f"member {late} was" if len(state.members) > 1 else "was"

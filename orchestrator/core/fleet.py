@@ -13,7 +13,7 @@ import msgspec
 from orchestrator.core.events import Cleared, Held
 from orchestrator.core.groups import is_broken
 from orchestrator.core.reasons import Cause, Reason
-from orchestrator.core.state import Hold, Phase, Stage, State
+from orchestrator.core.state import Hold, Phase, Stage, State, routable
 from orchestrator.wire.ids import ReplicaId
 
 MET_BY: dict[str, frozenset[Phase]] = {
@@ -53,6 +53,9 @@ def unmet(needs: Sequence[Need], states: Mapping[ReplicaId, State]) -> Reason | 
                 Cause.WAITING_DEPENDENCY,
                 f"waits for {need.on} to be {need.condition}; it is {word}{why}",
             )
+        if need.condition == "ready" and not routable(other):
+            why = f"waits for {need.on} to be ready: {other.reason.sentence}"
+            return Reason(Cause.WAITING_DEPENDENCY, why)
     return None
 
 

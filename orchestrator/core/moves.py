@@ -121,10 +121,20 @@ def launch(state: State, now: float, policy: Policy) -> Step:
 
 
 def ready_if_all_are(state: State, now: float, policy: Policy) -> Step:
-    """Become ready with the last member; without a sign of readiness, with the last birth."""
+    """Become ready with the last member; without a sign of readiness, some time after its birth."""
     for member in state.members:
         if member.stage is not Stage.RUNNING or (policy.has_readiness and not member.ready):
             return state, ()
+    assert state.deadline is not None, "a start has a deadline"
+    if policy.has_readiness or policy.start.settle_s <= 0.0:
+        return be_ready(state, now)
+    if state.deadline.what is Await.SETTLE:
+        return state, ()
+    return arm(state, Await.SETTLE, now + policy.start.settle_s)
+
+
+def be_ready(state: State, now: float) -> Step:
+    """Enter `ready`, where nothing is awaited; one start has worked."""
     counters = restart.after_ready(state.counters)
     state = replace(state, ready_at=now, counters=counters)
     return disarm(show_readiness(enter(state, Phase.READY, READY, now)))

@@ -51,12 +51,14 @@ class Intensity(msgspec.Struct, frozen=True, kw_only=True):
 class Start(msgspec.Struct, frozen=True, kw_only=True):
     """How long a start may take, and how long a starting worker gets when it is to stop.
 
-    A worker may ask for more time, up to `timeout_max_s` in all. `stop_grace_s` is short because
+    A worker may ask for more time, up to `timeout_max_s` in all. What can't say that it is ready
+    (no `has_readiness`) is so when it has lived for `settle_s`. `stop_grace_s` is short because
     vLLM swallows a SIGTERM that comes while it loads.
     """
 
     timeout_s: float = 1800.0
     timeout_max_s: float = 7200.0
+    settle_s: float = 0.0
     stop_grace_s: float = 5.0
 
 

@@ -112,7 +112,7 @@ TABLE: dict[Phase, dict[type[Event], Cell]] = {
         TreeEmptied: cell(cells.fail_by_empty, STOPPING),
         ShimLost: cell(cells.fail_by_loss, STOPPING),
         PeerLost: cell(cells.fail_by_peer, STOPPING),
-        DeadlineReached: cell(cells.fail_by_timeout, STOPPING),
+        DeadlineReached: cell(cells.end_start, STOPPING, READY),
         DaemonRestarted: cell(cells.resume_start, STARTING),
     },
     READY: {

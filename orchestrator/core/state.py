@@ -81,6 +81,7 @@ class Await(enum.Enum):
     BACKOFF = "backoff"
     PATIENCE = "patience"
     START = "start"
+    SETTLE = "settle"
     DRAIN = "drain"
     STOP = "stop"
     KILL = "kill"

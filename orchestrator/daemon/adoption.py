@@ -55,6 +55,7 @@ class Adoption:
     async def run(self) -> list[str]:
         """Adopt everything; returns a sentence for each thing that couldn't be."""
         self._run_dir.remove_rubble()
+        checks = await self._end_checks()
         lives = {life.life: life for life in self._run_dir.scan()}
         reached("adoption.scanned")
         ended = await self._end_lost(list(lives.values()))
@@ -85,7 +86,20 @@ class Adoption:
         self._launcher.release_ports()
         reached("adoption.lives-removed")
         self._go_on(up, [unit for unit, one in saved if one is None])
-        return troubles + [f"{life.life} runs, is nobody's, and won't die" for life in stubborn]
+        return troubles + [
+            f"{life.life} runs, is nobody's, and won't die" for life in stubborn + checks
+        ]
+
+    async def _end_checks(self) -> list[FoundLife]:
+        """End the check commands that nobody waits for any more; returns those that won't."""
+        found = self._run_dir.scan_probes()
+        lost = [life.record for life in found if not life.alive and life.exit is None]
+        await end_leftovers(lost, self._reaper)
+        stubborn = await self._end_strays([life for life in found if life.alive])
+        for directory in list(self._run_dir.probes.iterdir()):
+            if directory not in {life.directory for life in stubborn}:
+                self._run_dir.remove_probe(directory)
+        return stubborn
 
     def _read_all(self) -> tuple[list[Deployment], list[str]]:
         """What was up, and a sentence for each file that makes no sense any more."""

@@ -18,9 +18,11 @@ from orchestrator.core.fleet import Need
 from orchestrator.core.inventory import Inventory
 from orchestrator.core.plan import Plan, PlannedWorker
 from orchestrator.core.policy import Policy
+from orchestrator.core.probe import Probe
 from orchestrator.core.state import State
 from orchestrator.daemon import bonds, policies
 from orchestrator.daemon.unit import Unit, UnitSpec
+from orchestrator.topology.probes import Liveness, Readiness
 from orchestrator.topology.processes import Process
 from orchestrator.topology.roles import EngineChoice, EngineRole
 from orchestrator.topology.schema import FRONTEND, Frontend, Topology
@@ -202,6 +204,24 @@ def spec(
         needs=needs,
         bonds=bonds.bonds(topology, plan.replicas, replica.role),
         tree=table.tree,
+        ready=_probe(table.ready) if isinstance(table, Process) else None,
+        live=_probe(table.live) if isinstance(table, Process) else None,
+    )
+
+
+def _probe(asking: Readiness | Liveness | None) -> Probe | None:
+    """What the file says about asking a process, as the core wants it."""
+    if asking is None:
+        return None
+    ((kind, value),) = asking.probes.items()
+    argv = kind == "exec"
+    return Probe(
+        kind=kind,
+        target="" if argv else value,
+        argv=tuple(value) if argv else (),
+        period_s=asking.period_s,
+        timeout_s=asking.timeout_s,
+        misses_max=asking.misses,
     )
 
 

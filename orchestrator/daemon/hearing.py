@@ -122,7 +122,7 @@ class Hearing:
     def watch_adopted(self) -> None:
         """Grant a lease to every adopted member: a worker that never beats again must be missed."""
         for unit in self._supervisor.units.values():
-            if unit.state.phase in LIVE and unit.spec.policy.has_readiness:
+            if unit.state.phase in LIVE and unit.spec.kind != "process":
                 for member in range(len(unit.state.members)):
                     heard = unit.of(unit.life(member))
                     if heard is not None and heard.watch is None:

@@ -22,7 +22,7 @@ from orchestrator.core.adopt import Alive, Ended, Found, Nothing
 from orchestrator.core.excerpt import excerpt
 from orchestrator.core.plan import RENDEZVOUS, PlannedWorker
 from orchestrator.core.worker_env import PrivateDirs, worker_env
-from orchestrator.daemon.unit import Unit
+from orchestrator.daemon.unit import Heard, Unit
 from orchestrator.host import cgroup, records
 from orchestrator.host.fault_points import reached
 from orchestrator.host.orphans import end_orphans
@@ -222,6 +222,7 @@ class Launcher:
     def _connect(self, here: Life) -> None:
         here.link = ShimLink.connect(here.directory, lambda event: self._heard(here, event))
         here.record = here.link.record
+        note(here.unit.of(here.id), here.record)
         for action in here.orders.values():
             self._give(here.link, action)
 
@@ -270,8 +271,7 @@ class Launcher:
             case records.StateSeen():
                 here.record = event
                 heard = here.unit.of(life)
-                if heard is not None and event.main is not None:
-                    heard.main_pid = event.main.pid
+                note(heard, event)
                 if event.status is not None:
                     exited = events.MainExited(life.member, life.incarnation, event.status)
                     self._post(life.of, exited)
@@ -350,9 +350,6 @@ class Launcher:
             self._forget(here)
             return Nothing()
         assert here.record is not None, "a link has a record"
-        heard = unit.of(life)
-        if heard is not None and here.record.main is not None:
-            heard.main_pid = here.record.main.pid
         self._show_port(unit, life)
         return Alive(pid=here.record.shim.pid)
 
@@ -364,6 +361,14 @@ class Launcher:
 def gang_of(life: LifeId) -> str:
     """The name under which a life's gang owns ports: one incarnation of a replica."""
     return f"{life.of}#{life.incarnation}"
+
+
+def note(heard: Heard | None, record: records.LifeRecord) -> None:
+    """Keep what a shim says of the life that it looks after."""
+    if heard is not None:
+        heard.log_from = record.log_from
+        if record.main is not None:
+            heard.main_pid = record.main.pid
 
 
 def facts_of(record: records.TreeEmpty, unit: Unit, life: LifeId) -> events.ExitFacts:

@@ -29,6 +29,7 @@ from orchestrator.core.adopt import encode as encode_saved
 from orchestrator.core.state import Phase, State
 from orchestrator.daemon import snapshot
 from orchestrator.daemon.adoption import Adoption
+from orchestrator.daemon.checks import Checks
 from orchestrator.daemon.control import Control
 from orchestrator.daemon.deployment import Deployment
 from orchestrator.daemon.deployments import Deployments, write_atomically
@@ -36,6 +37,7 @@ from orchestrator.daemon.foreground import Foreground
 from orchestrator.daemon.hearing import Hearing
 from orchestrator.daemon.launcher import Launcher
 from orchestrator.daemon.nursery import Nursery
+from orchestrator.daemon.prober import Prober
 from orchestrator.daemon.publisher import Publisher
 from orchestrator.daemon.supervisor import Supervisor
 from orchestrator.daemon.systemd import Systemd
@@ -149,6 +151,8 @@ class Daemon:
         self._hearing = Hearing(
             self._supervisor, self._deployments.greeted, self._deployments.applied
         )
+        self._checks = Checks(run_dir, self._nursery.zygote, self._reaper)
+        self._prober = Prober(self._supervisor, self._checks)
         self._verbs = Verbs(self._supervisor, self._deployments, self.status, self._watch)
 
     # The knots: these need somebody who is made later.
@@ -167,6 +171,7 @@ class Daemon:
         if Phase.READY is unit.state.phase is not before.phase:
             self._launcher.note_shared_memory(unit)
         self._systemd.changed()
+        self._prober.changed(unit)
 
     def settled(self, unit: Unit) -> None:
         """See `Deployments.settled`."""
@@ -234,6 +239,7 @@ class Daemon:
         reached("adoption.over")
         self._control.start()
         self._hearing.watch_adopted()
+        self._prober.watch_adopted()
         self._publisher.event("daemon", "started", detail={"pid": str(os.getpid())})
         self._serving = True
         if self._end_asked:
@@ -255,6 +261,8 @@ class Daemon:
         )
         self._foreground.close()
         self._systemd.close()
+        self._prober.close()
+        await self._checks.close()
         await self._control.stop()
         await self._nursery.close()
         self._ports.close()

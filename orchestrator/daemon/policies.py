@@ -18,6 +18,8 @@ from orchestrator.topology.schema import Frontend
 
 VLLM_UTILIZATION = 0.92
 """The part of a GPU that vLLM takes unless told otherwise (vLLM 0.32, config/cache.py)."""
+ONESHOT_S = 86_400.0
+"""How long a oneshot may work where the file doesn't say it: every wait has an end."""
 
 
 def _policy(
@@ -35,7 +37,12 @@ def _policy(
             reset_after_s=restart.reset_after_s,
         ),
         intensity=policy.Intensity(failures_max=restart.intensity, half_life_s=restart.half_life_s),
-        start=policy.Start(timeout_s=start.timeout_s, stop_grace_s=start.stop_grace_s),
+        start=policy.Start(
+            timeout_s=start.timeout_s,
+            timeout_max_s=max(start.timeout_s, start.timeout_max_s),
+            stop_grace_s=start.stop_grace_s,
+            settle_s=start.settle_s,
+        ),
         stop=policy.Stop(
             drain_s=stop.drain_s,
             grace_s=stop.grace_s,
@@ -84,10 +91,19 @@ def of_frontend(frontend: Frontend) -> policy.Policy:
 
 
 def of_process(process: Process, *, depends: bool) -> policy.Policy:
-    """A plain command: ready once started, can't drain. `depends`: it has needs."""
+    """A plain command: ready when its probe says so, or when it has settled; can't drain.
+
+    `depends`: it has needs. A oneshot never is ready: it works until it has ended. That may take
+    long, and a stop isn't hurried.
+    """
+    start = process.start
+    if process.oneshot:
+        limit_s = start.timeout_s if "timeout_s" in start.model_fields_set else ONESHOT_S
+        longest_s = max(start.stop_grace_s, process.stop.grace_s)
+        start = start.model_copy(update={"timeout_s": limit_s, "stop_grace_s": longest_s})
     return _policy(
-        process.restart, process.start, process.stop,
-        has_readiness=False, drains=False,
+        process.restart, start, process.stop,
+        has_readiness=process.oneshot or process.ready is not None, drains=False,
         oneshot=process.oneshot,
         holds=(Hold.DEPENDENCY,) if depends else (),
     )  # fmt: skip

@@ -17,6 +17,7 @@ LEADS_TO = {
     Await.BACKOFF: "next start",
     Await.PATIENCE: "looks again",
     Await.START: "gives up starting",
+    Await.SETTLE: "counts as ready",
     Await.DRAIN: "stops draining",
     Await.STOP: "kills the rest",
     Await.KILL: "reports it unkillable",

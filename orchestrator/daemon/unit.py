@@ -13,6 +13,7 @@ from orchestrator.core.groups import Bond
 from orchestrator.core.liveness import Watch
 from orchestrator.core.plan import PlannedWorker
 from orchestrator.core.policy import Policy
+from orchestrator.core.probe import Probe
 from orchestrator.core.state import State, routable
 from orchestrator.wire.ids import LifeId, ReplicaId
 from orchestrator.wire.messages import Beat, Hello
@@ -25,7 +26,7 @@ class UnitSpec:
     `members` are the planned workers in member order, `logs` their log files; `needs` is what must
     be there before it starts, `bonds` with whom it goes down. `cwd`: the topology file's directory,
     where relative paths begin. `tree`: what the file wants a worker's processes to be held together
-    by.
+    by. `ready`, `live`: how a plain command is asked.
     """
 
     id: ReplicaId
@@ -40,11 +41,16 @@ class UnitSpec:
     needs: tuple[Need, ...] = ()
     tree: str = "auto"
     bonds: tuple[Bond, ...] = ()
+    ready: Probe | None = None
+    live: Probe | None = None
 
 
 @dataclass(slots=True)
 class Heard:
-    """What one member's present life has said of itself, and the ports it was given."""
+    """What one member's present life said of itself, its shim of it, and the ports it was given.
+
+    `log_from`: where in its log file this life begins.
+    """
 
     incarnation: int
     hello: Hello | None = None
@@ -55,6 +61,7 @@ class Heard:
     main_pid: int | None = None
     log_dropped_bytes: int = 0
     ports: dict[str, int] = field(default_factory=dict)
+    log_from: int = 0
 
 
 @dataclass(slots=True)

@@ -36,6 +36,19 @@ TO_DEFAULT = (
 Entry = Callable[[bytes], int]
 
 
+def let_go(keep: tuple[int, ...], errors: str) -> None:
+    """Close what a shim inherited; its own last words, should there be any, go to a file."""
+    errors_fd = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(errors_fd, 1)
+    os.dup2(errors_fd, 2)
+    low = 3
+    for fd in (*sorted(keep), DESCRIPTORS_MAX):
+        os.closerange(low, fd)
+        low = fd + 1
+
+
 class Report:
     """Tells the shim, through the pipe, which exception ended the beginning. Never swallows it."""
 

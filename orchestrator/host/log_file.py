@@ -46,6 +46,14 @@ def widen(pipe: int) -> None:
         return  # not allowed more: the worker waits a little more often
 
 
+def size(path: str) -> int:
+    """Bytes that are in a file now: none if there is no such file."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
 class LogFile:
     """Owns the file and its older brothers `.1`, `.2`, ... up to `backups`.
 

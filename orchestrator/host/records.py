@@ -31,9 +31,10 @@ class ExecError(msgspec.Struct, frozen=True):
 class LifeRecord(msgspec.Struct, frozen=True, kw_only=True):
     """life.json: who lives here.
 
-    `main` is None until it was forked. `pipe` is the inode of the output pipe. `started_at` is
-    monotonic seconds of this boot, `started_wall` seconds since the epoch. `directory`: the life's
-    own. `group`: the tree's control group, if it has one.
+    `main` is None until it was forked. `log_from`: the log file's size when this life began.
+    `pipe` is the inode of the output pipe. `started_at` is monotonic seconds of this boot,
+    `started_wall` seconds since the epoch. `directory`: the life's own. `group`: the tree's control
+    group, if it has one.
     """
 
     protocol: int = 1
@@ -43,6 +44,7 @@ class LifeRecord(msgspec.Struct, frozen=True, kw_only=True):
     shim: Process
     main: Process | None = None
     log: str
+    log_from: int = 0
     pipe: int = 0
     started_at: float
     started_wall: float

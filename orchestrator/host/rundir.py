@@ -103,6 +103,7 @@ class RunDir:
         self.replicas = root / "replicas"
         self.topologies = root / "topologies"
         self.lives = root / "lives"
+        self.probes = root / "probes"
         self.zygotes = root / "zygotes"
         self.code = root / "code"
         self.ports = root / "ports.json"
@@ -116,7 +117,14 @@ class RunDir:
                 f"socket paths leave room for {PATH_MAX}; set DYNORCH_RUN_DIR to a shorter one"
             )
         _make_private(self.root)
-        for folder in (self.replicas, self.topologies, self.lives, self.zygotes, self.code):
+        for folder in (
+            self.replicas,
+            self.topologies,
+            self.lives,
+            self.probes,
+            self.zygotes,
+            self.code,
+        ):
             _make_private(folder)
         try:
             self._link_code()
@@ -158,10 +166,29 @@ class RunDir:
         assert directory.parent == self.lives, directory
         shutil.rmtree(directory, ignore_errors=True)
 
+    def make_probe(self) -> Path:
+        """Make a directory for one run of a check command: a life, but nobody's worker."""
+        directory = self.probes / os.urandom(5).hex()
+        directory.mkdir(mode=0o700)
+        return directory
+
+    def remove_probe(self, directory: Path) -> None:
+        """Remove it again; call it when nothing of that run is left."""
+        assert directory.parent == self.probes, directory
+        shutil.rmtree(directory, ignore_errors=True)
+
     def scan(self) -> list[FoundLife]:
         """Look at every life that ever got as far as having a shim, oldest first."""
+        return self._scan(self.lives)
+
+    def scan_probes(self) -> list[FoundLife]:
+        """Likewise, check commands that a daemon left running."""
+        return self._scan(self.probes)
+
+    @staticmethod
+    def _scan(folder: Path) -> list[FoundLife]:
         found = []
-        for directory in self.lives.iterdir() if self.lives.is_dir() else ():
+        for directory in folder.iterdir() if folder.is_dir() else ():
             record = records.read_life(directory)
             if record is not None:
                 # In this order: a shim that ends between the two looks leaves its record first.

@@ -50,19 +50,6 @@ def write_record(directory: str, name: str, record: dict[str, object]) -> None:
     write_whole(os.path.join(directory, name), json.dumps(record).encode())
 
 
-def _let_go(keep: tuple[int, ...], errors: str) -> None:
-    """Close what we inherited; our own last words, should there be any, go to a file."""
-    errors_fd = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.dup2(errors_fd, 1)
-    os.dup2(errors_fd, 2)
-    low = 3
-    for fd in (*sorted(keep), child.DESCRIPTORS_MAX):
-        os.closerange(low, fd)
-        low = fd + 1
-
-
 class Shim:
     """One life, from before its first process to after its last."""
 
@@ -97,7 +84,7 @@ class Shim:
         Of the descriptors that are open only `keep` stay so.
         """
         spawn = self._spawn
-        _let_go(keep, os.path.join(spawn.directory, "shim.err"))
+        child.let_go(keep, os.path.join(spawn.directory, "shim.err"))
         os.setsid()
         os.chdir("/")
         prctl.become_subreaper()
@@ -112,6 +99,7 @@ class Shim:
             "shim": identity(os.getpid()),
             "main": None,
             "log": spawn.log_path,
+            "log_from": log_file.size(spawn.log_path),
             "started_at": time.monotonic(),
             "started_wall": time.time(),
             "directory": spawn.directory,
@@ -152,7 +140,9 @@ class Shim:
         return None
 
     def watch(self) -> None:
-        """Look after the worker until nothing of it is left."""
+        """Look after the worker until nothing of it is left, or its time is up."""
+        if self._spawn.lifetime_s:
+            self._deadline = time.monotonic() + self._spawn.lifetime_s
         self._clients.watch()
         for fd in (self._output, self._report, self._wakeups, self._enclosure.news):
             if fd >= 0:

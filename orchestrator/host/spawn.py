@@ -27,13 +27,14 @@ class Spawn:
     what the rest of the tree gets after main's asked-for exit; `crash_linger_s`: after any other.
     `kill_timeout_s`: a killed tree that isn't empty by then is reported. `nofile`: soft limit of
     open files, 0 leaves it. `tree`: what holds it together (see `enclosure`); `group`: the path of
-    the control group to make, for "cgroup".
+    the control group to make, for "cgroup". `lifetime_s`: the tree is killed when it has lived so
+    long; 0: it may live for ever.
     """
 
     __slots__ = (
         "argv", "blob", "crash_linger_s", "cwd", "directory", "entry", "env", "grace_s", "group",
-        "kill_timeout_s", "life", "linger_s", "log_backups", "log_max_bytes", "log_path", "nofile",
-        "nonce", "path", "tree",
+        "kill_timeout_s", "life", "lifetime_s", "linger_s", "log_backups", "log_max_bytes",
+        "log_path", "nofile", "nonce", "path", "tree",
     )  # fmt: skip
 
     def __init__(
@@ -58,6 +59,7 @@ class Spawn:
         nofile: int = 0,
         tree: str = "walk",
         group: str = "",
+        lifetime_s: float = 0.0,
     ) -> None:
         self.life = life
         self.nonce = nonce
@@ -78,6 +80,7 @@ class Spawn:
         self.nofile = nofile
         self.tree = tree
         self.group = group
+        self.lifetime_s = lifetime_s
         for name in (directory, log_path, cwd):
             assert name.startswith("/"), f"{life}: not an absolute path: {name}"
         assert (tree == "cgroup") == group.startswith("/"), f"{life}: a {tree} and {group!r}"

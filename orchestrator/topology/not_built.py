@@ -71,12 +71,6 @@ def _interpreters(topology: Topology) -> Iterator[Path]:
             yield ("roles", name, "python")
 
 
-def _readiness(topology: Topology) -> Iterator[Path]:
-    for name, process in topology.processes.items():
-        for probe in process.ready.probes if process.ready else ():
-            yield ("processes", name, "ready", probe)
-
-
 ROWS = (
     Row("prefill and decode roles", _disaggregated, 'write kind = "aggregated"'),
     Row("KV transfer", _kv_transfer, "leave the table out"),
@@ -95,7 +89,6 @@ ROWS = (
     Row("prefix and KV routing", _routing, 'write routing = "least-loaded"'),
     Row("sharing a GPU", _fractions, "write a whole number of GPUs"),
     Row("workers in another interpreter", _interpreters, "install vLLM beside dynorch"),
-    Row("readiness of plain commands", _readiness, "leave ready out: ready once started"),
 )
 
 

@@ -64,6 +64,15 @@ class StartPolicy(Table):
     timeout_s: PositiveDuration = Field(
         default=1800.0, description="A replica that isn't ready by then has failed to start."
     )
+    timeout_max_s: PositiveDuration = Field(
+        default=7200.0,
+        description="No further can a worker that asks for more time (EXTEND_TIMEOUT_USEC) move "
+        "the timeout.",
+    )
+    settle_s: Duration = Field(
+        default=1.0,
+        description="A command without `ready` is ready when it has lived for so long.",
+    )
     stop_grace_s: Duration = Field(
         default=5.0,
         description="SIGTERM to tree kill while still starting; short, because vLLM ignores "

@@ -1,10 +1,6 @@
 """Plain commands that are supervised beside the workers: a metrics server, a cache, any server."""
 
-import re
-from typing import Annotated, Any
-from urllib.parse import urlsplit
-
-from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import Field
 
 from orchestrator.topology.policies import (
     ON_DEPENDENCY_RESTART,
@@ -12,73 +8,9 @@ from orchestrator.topology.policies import (
     OnDependencyRestart,
     Supervised,
 )
-from orchestrator.topology.table import Gpus, Strings, Table
-from orchestrator.topology.units import shown
-
-
-def parse_command(value: object) -> tuple[str, ...]:
-    """Program and arguments; ValueError for a shell line or an empty list."""
-    if isinstance(value, str):
-        raise ValueError(
-            "a command is a list, no shell reads it; write "
-            '["program", "argument"], or ["sh", "-c", "..."] where a shell is wanted'
-        )
-    if not isinstance(value, list) or not value or not all(isinstance(each, str) for each in value):
-        raise ValueError('not a list of strings; write one like ["program", "argument"]')
-    if not value[0]:
-        raise ValueError('the program has no name; write one like ["program", "argument"]')
-    return tuple(value)
-
-
-Command = Annotated[
-    tuple[str, ...],
-    PlainValidator(parse_command),
-    WithJsonSchema({"type": "array", "items": {"type": "string"}, "minItems": 1}),
-]
-
-
-def _check_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f'{shown(value)} is no URL; write one like "http://127.0.0.1:9000/health"')
-    return value
-
-
-def _check_address(value: str) -> str:
-    if not re.fullmatch(r"\[?[^\s/]+\]?:[0-9]{1,5}", value):
-        raise ValueError(f'{shown(value)} is no address; write one like "127.0.0.1:9000"')
-    return value
-
-
-def _check_pattern(value: str) -> str:
-    try:
-        re.compile(value)
-    except re.error as error:
-        message = f"not a regular expression ({error}); write one like 'listening on port \\d+'"
-        raise ValueError(message) from None
-    return value
-
-
-class Readiness(Table):
-    """How a process shows that it is ready: exactly one of these, or none at all."""
-
-    http: Annotated[str, AfterValidator(_check_url)] | None = Field(
-        default=None, description="Ready when a GET of this URL answers with 2xx."
-    )
-    tcp: Annotated[str, AfterValidator(_check_address)] | None = Field(
-        default=None, description="Ready when this HOST:PORT accepts a connection."
-    )
-    exec_: Command | None = Field(
-        default=None, alias="exec", description="Ready when this command exits with 0."
-    )
-    log: Annotated[str, AfterValidator(_check_pattern)] | None = Field(
-        default=None, description="Ready when a log line matches this regular expression."
-    )
-
-    @property
-    def probes(self) -> dict[str, Any]:
-        """The keys that are given."""
-        return self.model_dump(by_alias=True, exclude_none=True)
+from orchestrator.topology.probes import Command, Liveness, Readiness
+from orchestrator.topology.table import Gpus, Strings
+from orchestrator.topology.units import PositiveDuration
 
 
 class Process(Supervised):
@@ -91,7 +23,17 @@ class Process(Supervised):
         description="Working directory; the topology file's if not given.",
     )
     ready: Readiness | None = Field(
-        default=None, description="How it shows that it is ready; ready once started if not given."
+        default=None,
+        description="How it shows that it is ready. If not given: when it has lived for "
+        "`start.settle`.",
+    )
+    live: Liveness | None = Field(
+        default=None, description="When it is so stuck that it must be restarted; never if absent."
+    )
+    watchdog_s: PositiveDuration | None = Field(
+        default=None,
+        description="A ready process that doesn't say WATCHDOG=1 on $NOTIFY_SOCKET for so long is "
+        "restarted. It finds the time in $WATCHDOG_USEC, as for systemd.",
     )
     depends_on: Strings = Field(
         default=(), description="Roles or processes that must be ready first."
@@ -103,5 +45,7 @@ class Process(Supervised):
     )
     gpu: GpuPolicy = Field(default_factory=GpuPolicy, description="When its GPUs count as free.")
     oneshot: bool = Field(
-        default=False, description="Runs once and ends; ready when it exited with 0."
+        default=False,
+        description="Runs once and ends: what depends on it starts when it has exited with 0. It "
+        "may take a day, unless `start.timeout` says otherwise.",
     )

@@ -120,7 +120,7 @@ def test_a_failed_up_ends_with_the_reason_and_stays_to_be_looked_at(dynorch):
     detached = dynorch("up", "-d", file, code=1)
     assert last(detached.stdout).startswith("broken failed: broken/gone-0: command not found")
     assert "`dynorch down broken` ends it" in detached.stdout
-    assert dynorch.replica("good")["phase"] == "ready"
+    eventually(lambda: dynorch.replica("good")["phase"] == "ready")
     dynorch("down")
     foreground = dynorch("up", file, code=1)
     assert last(foreground.stdout).startswith("broken failed: broken/gone-0: command not found")

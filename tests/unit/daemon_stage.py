@@ -14,6 +14,7 @@ from orchestrator.core.state import Phase
 from orchestrator.daemon.deployment import Deployment, Kept
 from orchestrator.daemon.deployments import Deployments
 from orchestrator.daemon.hearing import Hearing
+from orchestrator.daemon.prober import Prober
 from orchestrator.daemon.reading import read
 from orchestrator.daemon.supervisor import Supervisor
 from orchestrator.host.rundir import RunDir, StateDir
@@ -68,6 +69,8 @@ class Stage:
             self.run_dir, self.state_dir, self.supervisor, self, self.count_gone
         )
         self.hearing = Hearing(self.supervisor, self.deployments.greeted, self.deployments.applied)
+        self.prober = Prober(self.supervisor, self)
+        self.questions: list[tuple[str, asyncio.Future[str]]] = []
         self.pids = itertools.count(100)
 
     # -- what the daemon is given ---------------------------------------------------------------
@@ -87,12 +90,27 @@ class Stage:
 
     def changed(self, unit, before) -> None:
         self.deployments.changed(unit, before)
+        self.prober.changed(unit)
 
     def settled(self, unit) -> None:
         self.deployments.settled(unit)
 
     def send(self, life, message) -> None:
         self.sent.append((str(life), message))
+
+    async def ask(self, unit, life, probe) -> str:
+        """Stand in for running a check command: the test answers, see `answer`."""
+        answer = self.loop.create_future()
+        self.questions.append((str(life), answer))
+        return await answer
+
+    def answer(self, why: str = "") -> str:
+        """Answer the one open question; who was asked."""
+        ((life, future),) = self.questions
+        self.questions.clear()
+        future.set_result(why)
+        self.turn()
+        return life
 
     def count_gone(self) -> None:
         self.gone += 1

@@ -1,6 +1,7 @@
 """Orders to shims and zygotes: each answered by one event, whatever goes wrong."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
@@ -151,7 +152,7 @@ def test_an_order_before_the_shim_answers_is_given_to_it(yard, monkeypatch):
     given = []
 
     class Link:
-        record = None
+        record = SimpleNamespace(log_from=0, main=None)
 
         @classmethod
         def connect(cls, directory, on_event):

@@ -18,7 +18,7 @@ AS_WRITTEN: tuple[Check, ...] = (
     names.are_unique,
     names.something_runs,
     names.environment,
-    processes.readiness,
+    processes.probes,
     processes.oneshots,
     processes.drains,
     processes.dependencies,

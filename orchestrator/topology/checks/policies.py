@@ -30,7 +30,9 @@ def consistent(written: Topology, whole: Topology) -> Iterator[Finding]:
     places.sort(key=lambda place: -_margin_s(place[2]))
     found: dict[Path, Finding] = {}
     for place in places:
-        for finding in (*_stop(written, *place), *_restart(written, *place)):
+        for finding in (
+            *_stop(written, *place), *_start(written, *place), *_restart(written, *place)
+        ):  # fmt: skip
             found.setdefault(finding.path, finding)
     for path, inner, effective in alive:
         for finding in _liveness(written, path, inner, effective.liveness):
@@ -54,6 +56,21 @@ def _stop(
     if margin_s:
         right += ", or a shorter drain"
     yield Finding(grace or drain or (*path, "stop"), wrong, right, _both(path, "stop"))
+
+
+def _start(
+    written: Topology, path: Path, inner: Supervised, effective: Supervised
+) -> Iterator[Finding]:
+    start = effective.start
+    if start.timeout_max_s >= start.timeout_s:
+        return
+    longest = _where(written, path, inner, "start", "timeout_max_s")
+    if longest is None:
+        return  # a timeout that is longer than the default's limit moves that
+    limit = format_duration(start.timeout_s)
+    wrong = f"timeout-max {format_duration(start.timeout_max_s)} is less than timeout, {limit}"
+    right = f'write timeout-max = "{limit}" or more'
+    yield Finding(longest, wrong, right, _both(path, "start"))
 
 
 def _restart(

@@ -6,21 +6,34 @@ from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
 from orchestrator.topology.complaints import Finding, Path
+from orchestrator.topology.probes import KINDS, Asking
 from orchestrator.topology.schema import FRONTEND, Topology
+from orchestrator.topology.table import toml_key
 
 
-def readiness(topology: Topology) -> Iterator[Finding]:
-    """One way of being ready, not two."""
+def probes(topology: Topology) -> Iterator[Finding]:
+    """One way of asking, not two; and no key that this way doesn't use."""
     for name, process in topology.processes.items():
-        if process.ready is None:
-            continue
-        probes = process.ready.probes
-        if len(probes) != 1:
-            wrong = " and ".join(probes) + " together" if probes else "nothing to look at"
-            right = "write one of http, tcp, exec and log" + ("" if probes else ", or no ready")
-            path = ("processes", name, "ready")
-            uses = tuple((*path, key) for key in ("http", "tcp", "exec", "log"))
-            yield Finding(path, wrong, right, uses)
+        for key, asking in (("ready", process.ready), ("live", process.live)):
+            if asking is not None:
+                yield from _one_way(("processes", name, key), asking)
+
+
+def _one_way(path: Path, asking: Asking) -> Iterator[Finding]:
+    ways = [way for way in KINDS if way in type(asking).model_fields or way == "exec"]
+    given = asking.probes
+    if len(given) != 1:
+        wrong = " and ".join(given) + " together" if given else "nothing to look at"
+        right = f"write one of {', '.join(ways[:-1])} and {ways[-1]}"
+        right += "" if given else f", or no {path[-1]}"
+        yield Finding(path, wrong, right, tuple((*path, way) for way in KINDS))
+        return
+    (way,) = given
+    if way in {"log", "notify"}:
+        for attribute in ("period_s", "timeout_s", "misses"):
+            if attribute in asking.model_fields_set:
+                wrong = f"{way} isn't asked: the process says it once, by itself"
+                yield Finding((*path, toml_key(attribute)), wrong, "leave it out")
 
 
 def oneshots(topology: Topology) -> Iterator[Finding]:
@@ -34,9 +47,12 @@ def oneshots(topology: Topology) -> Iterator[Finding]:
             wrong = "a oneshot ends on purpose and would run again and again"
             right = 'write policy = "on-failure", or leave it out'
             yield Finding((*path, "restart", "policy"), wrong, right, ((*path, "oneshot"),))
-        if process.ready is not None:
-            wrong = "a oneshot is ready when it has ended with 0"
-            yield Finding((*path, "ready"), wrong, "leave it out", ((*path, "oneshot"),))
+        for key, given in (
+            ("ready", process.ready), ("live", process.live), ("watchdog", process.watchdog_s),
+        ):  # fmt: skip
+            if given is not None:
+                wrong = "a oneshot is done when it has ended with 0, and nobody asks it before"
+                yield Finding((*path, key), wrong, "leave it out", ((*path, "oneshot"),))
 
 
 def drains(topology: Topology) -> Iterator[Finding]:
@@ -123,6 +139,7 @@ def _cycle(needs: Mapping[str, tuple[str, ...]], start: str) -> list[str]:
 
 
 def _listeners(topology: Topology) -> Iterator[tuple[str, Path, int]]:
+    """Who must listen where on this machine, as far as the file tells."""
     if topology.has_frontend:
         yield FRONTEND, ("frontend", "port"), topology.frontend.port
     for name, process in topology.processes.items():
@@ -130,8 +147,15 @@ def _listeners(topology: Topology) -> Iterator[tuple[str, Path, int]]:
         if ready is None:
             continue
         if ready.tcp is not None:
-            yield name, ("processes", name, "ready", "tcp"), int(ready.tcp.rpartition(":")[2])
+            host, _, number = ready.tcp.rpartition(":")
+            if _is_here(host.strip("[]")):
+                yield name, ("processes", name, "ready", "tcp"), int(number)
         if ready.http is not None:
             url = urlsplit(ready.http)
-            port = url.port or (443 if url.scheme == "https" else 80)
-            yield name, ("processes", name, "ready", "http"), port
+            if _is_here(url.hostname or ""):
+                port = url.port or (443 if url.scheme == "https" else 80)
+                yield name, ("processes", name, "ready", "http"), port
+
+
+def _is_here(host: str) -> bool:
+    return host.startswith("127.") or host in {"localhost", "::1", "0.0.0.0", "::"}  # noqa: S104
