@@ -94,9 +94,12 @@ def planned(topology: Topology, engine: str, gpus: str | None = None) -> "Plan":
     from orchestrator.core.placement import place
     from orchestrator.core.plan import build_plan
     from orchestrator.daemon.reading import RefusedError, placed
+    from orchestrator.host.gpu_provider import ProviderError
 
     try:
         inventory = Inventory.declared(gpus) if gpus else _machine()
+    except ProviderError as error:
+        fail(str(error), INVALID)
     except ValueError as error:
         fail(f"--gpus: {error}", INVALID)
     try:

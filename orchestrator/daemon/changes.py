@@ -7,7 +7,7 @@ ports) happens in a thread; if another verb was quicker meanwhile, this one is r
 
 import asyncio
 import difflib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ import msgspec
 from msgspec import structs
 
 from orchestrator.core.difference import Change, difference
+from orchestrator.core.inventory import Inventory
 from orchestrator.core.placement import place
 from orchestrator.core.plan import Plan, build_plan
 from orchestrator.daemon import deployment
 from orchestrator.daemon.deployment import SCHEMA, Deployment, Kept, config, scaled
 from orchestrator.daemon.deployments import Deployments
-from orchestrator.daemon.machine import machine, objections
+from orchestrator.daemon.machine import objections
 from orchestrator.daemon.proposals import Proposal, propose
 from orchestrator.daemon.reading import FAILED, RefusedError, placed, read_text, topology_of
 from orchestrator.daemon.unit import Unit
@@ -51,11 +52,17 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Changes:
-    """Answers them. `watch(found, pid)` looks after a foreground `up`."""
+    """Answers them. `watch(found, pid)` looks after a foreground `up`; `machine` finds the GPUs."""
 
-    def __init__(self, deployments: Deployments, watch: Callable[[Deployment, int], None]) -> None:
+    def __init__(
+        self,
+        deployments: Deployments,
+        watch: Callable[[Deployment, int], None],
+        machine: Callable[[], Awaitable[Inventory]],
+    ) -> None:
         self._deployments = deployments
         self._watch = watch
+        self._machine = machine
 
     async def up(self, args: dict[str, Any]) -> Reply:
         """Make a file what is wanted."""
@@ -100,7 +107,7 @@ class Changes:
             present.kept,
             scales=scales,
             unscaled={role: _replicas(asked, role) for role in scales},
-            inventory=await asyncio.to_thread(machine),
+            inventory=await self._machine(),
         )
         changes = await self._change(present, kept, scaled(asked, scales))
         return _reply(present.name, True, changes)
@@ -121,7 +128,7 @@ class Changes:
 
     async def _candidate(self, up: Up) -> tuple[Kept, Topology]:
         text = await asyncio.to_thread(read_text, Path(up.file))
-        inventory = await asyncio.to_thread(machine)
+        inventory = await self._machine()
         kept = Kept(
             schema=SCHEMA,
             file=up.file,

@@ -10,7 +10,6 @@ zygote. It is kept, one of each kind, and given as soon as the shim answers.
 
 import asyncio
 import os
-import secrets
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from orchestrator.host.reaper import Reaper
 from orchestrator.host.rundir import RunDir
 from orchestrator.host.shim_link import ShimLink
 from orchestrator.host.spawn import Spawn
+from orchestrator.host.tagged import make_nonce
 from orchestrator.host.zygote_link import ZygoteError, ZygoteLink
 from orchestrator.wire import config, messages
 from orchestrator.wire.ids import LifeId, ReplicaId
@@ -152,7 +152,7 @@ class Launcher:
     def _request(
         self, unit: Unit, life: LifeId, planned: PlannedWorker, directory: Path, log: Path
     ) -> Spawn:
-        nonce = secrets.token_hex(4)
+        nonce = make_nonce(self._run_dir.root, str(life))
         private = directory / "t"
         dirs = PrivateDirs(tmp=str(private), rpc=str(private))
         env = worker_env(

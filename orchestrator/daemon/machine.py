@@ -2,11 +2,12 @@
 
 import importlib.metadata
 import importlib.util
+import os
 
 from orchestrator.core.inventory import Gpu, Inventory
 from orchestrator.core.plan import Plan
 from orchestrator.host import cgroup, nest
-from orchestrator.host.gpus import list_gpus
+from orchestrator.host.gpu_provider import list_gpus
 from orchestrator.host.ports import trouble_with
 from orchestrator.topology.complaints import Finding
 from orchestrator.topology.schema import Topology
@@ -21,7 +22,7 @@ def machine() -> Inventory:
     """The GPUs, and whether the installed vLLM computes on the CPU. Takes a while with NVML."""
     found = tuple(
         Gpu(index=gpu.index, uuid=gpu.uuid, name=gpu.name, total_bytes=gpu.total_bytes)
-        for gpu in list_gpus()
+        for gpu in list_gpus(os.environ)
     )
     return Inventory(gpus=found, cpu_engine=vllm_is_cpu_build())
 

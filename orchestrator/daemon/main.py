@@ -26,6 +26,7 @@ from orchestrator import __version__
 from orchestrator.core import events
 from orchestrator.core.adopt import Saved
 from orchestrator.core.adopt import encode as encode_saved
+from orchestrator.core.inventory import Inventory
 from orchestrator.core.state import Phase, State
 from orchestrator.daemon import snapshot
 from orchestrator.daemon.adoption import Adoption
@@ -34,18 +35,23 @@ from orchestrator.daemon.control import Control
 from orchestrator.daemon.deployment import Deployment
 from orchestrator.daemon.deployments import Deployments, write_atomically
 from orchestrator.daemon.foreground import Foreground
+from orchestrator.daemon.gate import GpuGate
 from orchestrator.daemon.hearing import Hearing
 from orchestrator.daemon.launcher import Launcher
+from orchestrator.daemon.machine import machine
 from orchestrator.daemon.nursery import Nursery
 from orchestrator.daemon.prober import Prober
 from orchestrator.daemon.publisher import Publisher
+from orchestrator.daemon.reading import FAILED, RefusedError
 from orchestrator.daemon.supervisor import Supervisor
 from orchestrator.daemon.systemd import Systemd
 from orchestrator.daemon.unit import Unit
 from orchestrator.daemon.verbs import Verbs
 from orchestrator.host import procfs
 from orchestrator.host.fault_points import reached
+from orchestrator.host.gpu_provider import ProviderError, provider
 from orchestrator.host.journal import Journal
+from orchestrator.host.lane import Lane, LateError
 from orchestrator.host.lock import DaemonLock, HeldError
 from orchestrator.host.port_table import PortTable
 from orchestrator.host.reaper import Reaper
@@ -64,6 +70,9 @@ from orchestrator.wire.sockets import Context
 
 FIRST_S = 20.0
 """An on-demand daemon that nobody has asked for anything ends this much after its start."""
+
+LIST_S = 60.0
+"""How long the driver may take to say which GPUs there are, where it must be loaded first."""
 
 IDLE_S = 1.0
 """Where nothing is up, it ends this much after the last verb."""
@@ -88,7 +97,7 @@ def run(*, on_demand: bool, ready_fd: int) -> int:
         return _refuse(ready_fd, refused)
     try:
         return asyncio.run(Daemon(run_dir, state_dir, on_demand=on_demand).serve(ready_fd))
-    except (ZygoteError, zmq.ZMQError, OSError) as unfit:
+    except (ZygoteError, ProviderError, zmq.ZMQError, OSError) as unfit:
         return _refuse(ready_fd, unfit)
     finally:
         lock.release()
@@ -153,7 +162,14 @@ class Daemon:
         )
         self._checks = Checks(run_dir, self._nursery.zygote, self._reaper)
         self._prober = Prober(self._supervisor, self._checks)
-        self._verbs = Verbs(self._supervisor, self._deployments, self.status, self._watch)
+        self._driver = Lane("the GPU driver (NVML)")
+        self._gate = GpuGate(
+            provider(os.environ), self._driver, run_dir=run_dir, units=self._supervisor.units,
+            lives=self._launcher.lives, tell=self._supervisor.tell, publisher=self._publisher,
+        )  # fmt: skip
+        self._verbs = Verbs(
+            self._supervisor, self._deployments, self.status, self._watch, self._machine
+        )
 
     # The knots: these need somebody who is made later.
 
@@ -161,6 +177,12 @@ class Daemon:
         self, replica: ReplicaId, event: events.Event, then: Callable[[], None] | None = None
     ) -> None:
         self._supervisor.post(replica, event, then)
+
+    async def _machine(self) -> Inventory:
+        try:
+            return await self._driver.call(machine, LIST_S)
+        except LateError as late:
+            raise RefusedError(FAILED, f"the GPUs can't be listed: {late}") from late
 
     def _wanted_ports(self) -> set[int]:
         return {port for found in self._deployments.by_name.values() for port in found.ports}
@@ -170,6 +192,7 @@ class Daemon:
         self._deployments.changed(unit, before)
         if Phase.READY is unit.state.phase is not before.phase:
             self._launcher.note_shared_memory(unit)
+        self._gate.changed(unit, before)
         self._systemd.changed()
         self._prober.changed(unit)
 
@@ -240,6 +263,7 @@ class Daemon:
         self._control.start()
         self._hearing.watch_adopted()
         self._prober.watch_adopted()
+        self._gate.begin()
         self._publisher.event("daemon", "started", detail={"pid": str(os.getpid())})
         self._serving = True
         if self._end_asked:
@@ -259,6 +283,7 @@ class Daemon:
         self._publisher.event(
             "daemon", "ended", reason=_bug(self._bug), detail={"pid": str(os.getpid())}
         )
+        self._gate.close()
         self._foreground.close()
         self._systemd.close()
         self._prober.close()

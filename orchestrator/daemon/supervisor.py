@@ -141,6 +141,15 @@ class Supervisor:
         self._mailbox.append((replica, event, then))
         self._schedule()
 
+    def tell(self, replica: ReplicaId, event: events.Event) -> None:
+        """Take what is true now at once: in the mailbox the truth could overtake it.
+
+        Not from within a step.
+        """
+        unit = self.units.get(replica)
+        if unit is not None:
+            self._take(unit, event)
+
     def request(self, unit: Unit, make: Callable[[int], events.Event]) -> None:
         """Post an operator's request with the next intent number."""
         queued = sum(

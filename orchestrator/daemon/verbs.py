@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from orchestrator.core import events
+from orchestrator.core.inventory import Inventory
 from orchestrator.daemon.changes import Changes
 from orchestrator.daemon.deployment import Deployment
 from orchestrator.daemon.deployments import Deployments
@@ -54,11 +55,12 @@ class Verbs:
         deployments: Deployments,
         status: Callable[[], dict[str, Any]],
         watch: Callable[[Deployment, int], None],
+        machine: Callable[[], Awaitable[Inventory]],
     ) -> None:
         self._supervisor = supervisor
         self._deployments = deployments
         self._snapshot = status
-        self._changes = Changes(deployments, watch)
+        self._changes = Changes(deployments, watch, machine)
         self._by_name: dict[str, Callable[[dict[str, Any]], Awaitable[Reply]]] = {
             "up": self._changes.up,
             "difference": self._changes.difference,

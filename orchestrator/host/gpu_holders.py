@@ -14,9 +14,10 @@ from pathlib import PurePath
 
 import msgspec
 
-from orchestrator.host import procfs, title
+from orchestrator.host import procfs
 from orchestrator.host.gpu_provider import Provider
 from orchestrator.host.gpus import User
+from orchestrator.host.tagged import tag_of
 
 FIRST_PID_NAMESPACE = "pid:[4026531836]"
 """The machine's own namespace has this number (PROC_PID_INIT_INO in Linux' proc_ns.h)."""
@@ -71,7 +72,7 @@ def look(user: User) -> Found | None:
         command=command(user.pid) or one.name,
         user=owner(user.pid),
         used_bytes=user.used_bytes,
-        tag=title.tag_of(user.pid),
+        tag=tag_of(user.pid),
     )
 
 

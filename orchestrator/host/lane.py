@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 RAISED = object()
@@ -21,38 +21,44 @@ class LateError(Exception):
     """The call didn't return in time, or the one before it hasn't yet."""
 
 
-class Lane(Generic[T]):
-    """Calls, one at a time."""
+class Lane:
+    """Calls to `what`, one at a time; who comes meanwhile waits."""
 
     def __init__(self, what: str) -> None:
         self._what = what
         self._since: float | None = None
+        self._lock = asyncio.Lock()
 
-    def submit(
-        self, function: Callable[[], T], deadline_s: float, done: Callable[[T | LateError], None]
-    ) -> None:
-        """Call `function` in the thread, and `done` in the running loop with what it returned.
+    async def call(self, function: Callable[[], T], deadline_s: float) -> T:
+        """Call `function` in the thread and return what it returns. Raises LateError.
 
-        `function` must not raise what it can foresee: that ends the daemon.
+        It must not raise: what it can foresee, it returns.
         """
-        loop = asyncio.get_running_loop()
-        if self._since is not None:
-            waited_s = loop.time() - self._since
-            loop.call_soon(done, LateError(f"{self._what} hangs, for {waited_s:.0f} s now"))
-            return
-        self._since = loop.time()
-        late = LateError(f"{self._what} hasn't answered for {deadline_s:g} s")
-        timer = loop.call_later(deadline_s, done, late)
+        async with self._lock:
+            loop = asyncio.get_running_loop()
+            if self._since is not None:
+                raise LateError(f"{self._what} hangs, for {loop.time() - self._since:.0f} s now")
+            self._since = loop.time()
+            future: asyncio.Future[Any] = loop.create_future()
+            self._begin(function, future)
+            # Not wait_for: that would wait for a cancelled call as well.
+            await asyncio.wait([future], timeout=deadline_s)
+            if not future.done():
+                raise LateError(f"{self._what} hasn't answered for {deadline_s:g} s")
+            result: T = future.result()
+            assert result is not RAISED, f"{self._what}: a call raised; its traceback is above"
+            return result
 
-        def back(result: T | object) -> None:
+    def _begin(self, function: Callable[[], Any], future: asyncio.Future[Any]) -> None:
+        loop = asyncio.get_running_loop()
+
+        def back(result: object) -> None:
             self._since = None
-            assert result is not RAISED, f"{self._what}: the call raised; its traceback is above"
-            if timer.when() > loop.time() and not timer.cancelled():
-                timer.cancel()
-                done(result)  # type: ignore[arg-type]
+            if not future.done():
+                future.set_result(result)
 
         def run() -> None:
-            result: T | object = RAISED
+            result: object = RAISED
             try:
                 result = function()
             finally:
@@ -60,17 +66,3 @@ class Lane(Generic[T]):
                     loop.call_soon_threadsafe(back, result)
 
         threading.Thread(target=run, name=f"ask {self._what}", daemon=True).start()
-
-    async def call(self, function: Callable[[], T], deadline_s: float) -> T:
-        """Do it and wait for it. Raises LateError."""
-        future: asyncio.Future[T | LateError] = asyncio.get_running_loop().create_future()
-
-        def done(result: T | LateError) -> None:
-            if not future.done():
-                future.set_result(result)
-
-        self.submit(function, deadline_s, done)
-        result = await future
-        if isinstance(result, LateError):
-            raise result
-        return result

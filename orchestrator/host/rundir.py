@@ -100,6 +100,7 @@ class RunDir:
         self.lock = root / "daemon.lock"
         self.control = root / "control.sock"
         self.events = root / "events.sock"
+        self.gpus = root / "gpus.json"
         self.replicas = root / "replicas"
         self.topologies = root / "topologies"
         self.lives = root / "lives"

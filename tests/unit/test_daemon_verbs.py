@@ -26,8 +26,11 @@ class Desk:
         self.stage, self.folder = stage, folder
         self.watched: list[tuple[str, int]] = []
         self.verbs = module.Verbs(
-            stage.supervisor, stage.deployments, lambda: {"daemon": {}}, self.watch
+            stage.supervisor, stage.deployments, lambda: {"daemon": {}}, self.watch, self.machine
         )
+
+    async def machine(self) -> Inventory:
+        return Inventory()
 
     def watch(self, found, pid) -> None:
         self.watched.append((found.name, pid))
@@ -45,7 +48,6 @@ class Desk:
 
 @pytest.fixture
 def desk(stage, tmp_path, monkeypatch):
-    monkeypatch.setattr(changes, "machine", Inventory)
     monkeypatch.setattr(changes, "objections", lambda *_: [])
     return Desk(stage, tmp_path)
 

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from orchestrator.host import framing, gpus, lock, ports, procfs, records, rundir
+from orchestrator.host.gpu_provider import list_gpus
 from orchestrator.host.identity import Identity
 from orchestrator.host.journal import Journal
 from orchestrator.wire.ids import LifeId
@@ -196,7 +197,7 @@ def test_a_port_in_use_is_named_with_its_holder():
 
 def test_a_machine_without_a_gpu_has_none(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert gpus.list_gpus() == []
+    assert list_gpus({}) == []
 
 
 class FakeNvml:
@@ -207,6 +208,7 @@ class FakeNvml:
         answers = {
             "nvmlInit": None, "nvmlShutdown": None, "nvmlDeviceGetCount": 2,
             "nvmlDeviceGetUUID": b"GPU-1", "nvmlDeviceGetName": "H100",
+            "nvmlDeviceGetMigMode": [0, 0],
         }  # fmt: skip
 
         def call(*_):
@@ -225,7 +227,7 @@ class FakeNvml:
 
 def test_a_gpu_that_does_not_answer_is_left_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
-    assert gpus.list_gpus() == [gpus.Gpu(0, "GPU-1", "H100", 80 << 30)]
+    assert list_gpus({}) == [gpus.Gpu(0, "GPU-1", "H100", 80 << 30)]
 
 
 def test_frames_survive_any_chopping():

@@ -1,0 +1,150 @@
+"""The gate on a whole dynorch: memory that isn't free delays exactly the start that needs it."""
+
+import os
+import signal
+
+import pytest
+
+from tests.e2e import gpus
+from tests.e2e.conftest import alive
+from tests.eventually import eventually
+
+
+@pytest.fixture
+def fake(dynorch):
+    """Two GPUs that exist in a file."""
+    one = gpus.FakeGpus(dynorch.root / "gpus.json", 2)
+    dynorch.env["DYNORCH_GPU_PROVIDER"] = f"fake:{one.path}"
+    return one
+
+
+@pytest.fixture
+def holder(dynorch):
+    """A stranger's process."""
+    process = gpus.stranger(dynorch.env)
+    yield process
+    gpus.end(process)
+
+
+def is_up(dynorch) -> bool:
+    status = dynorch.status()
+    return status["daemon"]["pid"] is not None and bool(status["topologies"])
+
+
+def phase(dynorch, role: str) -> str:
+    return dynorch.replica(role)["phase"]
+
+
+def waits(dynorch, role: str, *words: str):
+    """Until it waits, with these words in its reason."""
+
+    def condition():
+        replica = dynorch.replica(role)
+        assert replica["phase"] == "waiting", replica
+        missing = [word for word in words if word not in replica["reason"]]
+        assert not missing, f"{missing} not in {replica['reason']}"
+        return replica
+
+    return eventually(condition, within_s=30)
+
+
+def is_ready(dynorch, role: str):
+    return eventually(lambda: phase(dynorch, role) == "ready" and dynorch.replica(role), 30)
+
+
+def test_statement_14_nothing_is_born_before_the_memory_is_back(dynorch, fake):
+    dynorch("up", "-d", dynorch.file(gpus.TWO))
+    for index, role in enumerate("ab"):
+        assert gpus.visible_gpus(dynorch.pid(role)) == f"GPU-{index}-fake"
+    other = dynorch.pid("b")
+    fake.hold(0, 70.0)
+    os.kill(dynorch.pid("a"), signal.SIGKILL)
+    held = waits(dynorch, "a", "GPU 0 (GPU-0-fake) still holds 70.0 GiB", "nobody that can be seen")
+    assert held["cause"] == "waiting-gpu"
+    assert held["incarnation"] == 1
+    fake.free(0)
+    back = is_ready(dynorch, "a")
+    assert back["incarnation"] == 2
+    assert "SIGKILL" in back["reason"]
+    assert dynorch.pid("b") == other
+
+
+def test_statement_16_a_stranger_is_named_waited_for_and_never_touched(dynorch, fake, holder):
+    fake.hold(0, 41.2, holder.pid)
+    text = gpus.TWO.replace('interval = "50ms"', 'interval = "50ms"\nevent-after = "100ms"')
+    dynorch.popen("up", dynorch.file(text))
+    held = eventually(lambda: is_up(dynorch) and waits(dynorch, "a", f"pid {holder.pid} ("), 30)
+    for word in ("GPU 0", "41.2 GiB", "1.8 GiB would count as free", "not ours"):
+        assert word in held["reason"]
+    assert "end it if it shouldn't be there" in held["advice"]
+    assert held["incarnation"] == held["restarts"] == 0
+    eventually(lambda: "gpu-held" in dynorch("events").stdout)
+    is_ready(dynorch, "b")
+    assert holder.poll() is None
+    fake.free(0)
+    is_ready(dynorch, "a")
+    assert holder.poll() is None
+
+
+def test_statement_17_an_orphan_of_ours_is_ended_and_a_start_follows(dynorch, fake):
+    dynorch.run_dir.mkdir(mode=0o700)
+    left = gpus.orphan(dynorch.env, dynorch.run_dir, "two/a-0.0#7")
+    other = gpus.orphan(dynorch.env, dynorch.root / "other", "two/b-0.0#7")
+    fake.hold(0, 30.0, left.pid)
+    fake.hold(1, 30.0, other.pid)
+    try:
+        dynorch.popen("up", dynorch.file(gpus.TWO))
+        assert eventually(left.poll, 30) == -signal.SIGKILL
+        assert dynorch.replica("a")["incarnation"] == 0
+        fake.free(0)
+        is_ready(dynorch, "a")
+        waits(dynorch, "b", f"pid {other.pid}", "not ours")
+        assert other.poll() is None, "it belongs to another run directory's daemon"
+    finally:
+        gpus.end(left)
+        gpus.end(other)
+    assert "orphan-found" in dynorch("events").stdout
+
+
+def test_statement_20_a_provider_that_fails_is_a_reason_and_no_more(dynorch, fake):
+    dynorch("up", "-d", dynorch.file(gpus.TWO))
+    other = dynorch.pid("b")
+    content = fake.path.read_text()
+    fake.path.write_text("{}x")
+    os.kill(dynorch.pid("a"), signal.SIGKILL)
+    waits(dynorch, "a", "GPU 0", "doesn't answer", "gpus.json")
+    assert dynorch.pid("b") == other
+    assert alive(other)
+    fake.path.write_text(content)
+    is_ready(dynorch, "a")
+
+
+def test_a_wait_goes_on_under_a_new_daemon_and_a_stop_ends_it(dynorch, fake):
+    dynorch("up", "-d", dynorch.file(gpus.TWO))
+    fake.hold(0, 70.0)
+    os.kill(dynorch.pid("a"), signal.SIGKILL)
+    waits(dynorch, "a", "70.0 GiB")
+    dynorch.kill_daemon()
+    fake.hold(0, 50.0)
+    dynorch.popen("up", "-d", dynorch.file(gpus.TWO))
+    eventually(lambda: is_up(dynorch) and waits(dynorch, "a", "50.0 GiB"), 30)
+    dynorch("stop", "two/a")
+    assert phase(dynorch, "a") == "stopped"
+    fake.free(0)
+
+
+def test_a_lost_gpu_is_quarantined_until_it_is_asked_for_by_hand(dynorch, fake):
+    dynorch("up", "-d", dynorch.file(gpus.TWO))
+    fake.set(0, trouble="NVML: GPU is lost", lost=True)
+    os.kill(dynorch.pid("a"), signal.SIGKILL)
+    failed = eventually(lambda: phase(dynorch, "a") == "failed" and dynorch.replica("a"), 30)
+    assert failed["cause"] == "gpu-lost"
+    assert failed["reason"] == "GPU 0 (GPU-0-fake) is quarantined: NVML: GPU is lost"
+    fake.free(0)
+    dynorch("start", "two/a")
+    is_ready(dynorch, "a")
+
+
+def test_whoever_turns_the_gate_off_starts_without_looking(dynorch, fake):
+    fake.hold(0, 70.0)
+    dynorch("up", "-d", dynorch.file(gpus.TWO.replace("[gpu]", '[gpu]\nmode = "off"')))
