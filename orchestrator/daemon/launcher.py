@@ -26,6 +26,7 @@ from orchestrator.host import cgroup, records
 from orchestrator.host.fault_points import reached
 from orchestrator.host.orphans import end_orphans
 from orchestrator.host.port_table import NoPortError, PortTable
+from orchestrator.host.ports import with_holders
 from orchestrator.host.reaper import Reaper
 from orchestrator.host.rundir import RunDir
 from orchestrator.host.shim_link import ShimLink
@@ -381,7 +382,7 @@ def facts_of(record: records.TreeEmpty, unit: Unit, life: LifeId) -> events.Exit
         command=argv[0] if argv else "",
         asked=record.asked,
         killed=record.killed,
-        tail=excerpt(record.tail),
+        tail=with_holders(excerpt(record.tail)),
         oom_kills=record.oom_kills,
         oom_in_cgroup=record.oom_in_cgroup,
         memory_limit_bytes=record.memory_limit_bytes,

@@ -8,7 +8,13 @@ worker itself decides.
 
 import errno
 import importlib
+import re
 import socket
+
+_IN_USE = re.compile(r"address already in use|EADDRINUSE", re.IGNORECASE)
+_PORT = re.compile(r"(?<![\d.])\d{4,5}(?![\d.])")
+LINES_MAX = 4
+"""Lines of a log in which holders are looked up; each look goes through all connections."""
 
 
 def trouble_with(port: int, host: str = "0.0.0.0") -> str:  # noqa: S104 - asked for, not served
@@ -48,3 +54,18 @@ def holder(port: int) -> str:
             except psutil.Error:
                 return f"pid {one.pid}"
     return ""
+
+
+def with_holders(tail: str) -> str:
+    """Copy of a log's tail whose lines about a taken port say who has it, where that can be seen.
+
+    Ask soon after the line was written: it is about whoever listens there now.
+    """
+    if not _IN_USE.search(tail):
+        return tail
+    lines = tail.split("\n")
+    for index in [index for index, line in enumerate(lines) if _IN_USE.search(line)][-LINES_MAX:]:
+        for port in dict.fromkeys(_PORT.findall(lines[index])):
+            if who := holder(int(port)):
+                lines[index] += f"; port {port} is in use by {who}"
+    return "\n".join(lines)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 
 from orchestrator.host import procfs
 from orchestrator.host.rundir import RunDir
@@ -128,6 +129,16 @@ def test_statement_40_a_rank_out_of_memory_twice_fails_the_whole_gang(dynorch):
     assert len(emptied_at(dynorch, 1)) == len(emptied_at(dynorch, 2)) == 4
 
 
+def test_statement_39_three_ranks_that_die_together_are_one_failure(dynorch):
+    dynorch("up", "-d", dynorch.file(gang(4)))
+    for worker in workers(dynorch)[:3]:
+        os.kill(worker["pid"], signal.SIGKILL)
+    back(dynorch, 2)
+    assert dynorch.replica("worker")["restarts"] == 1
+    assert "failure 1 in a row" in dynorch("events").stdout
+    assert "failure 2 in a row" not in dynorch("events").stdout
+
+
 def test_a_rank_that_cannot_be_born_takes_the_others_with_it(dynorch):
     folder = RunDir(dynorch.run_dir)
     folder.create()
@@ -150,3 +161,21 @@ def test_a_daemon_killed_under_a_gang_adopts_it_with_its_port(dynorch):
     assert [(worker["pid"], worker["ports"]) for worker in workers(dynorch)] == before
     os.kill(before[1][0], signal.SIGKILL)
     assert rendezvous(back(dynorch, 2)) != before[0][1]["rendezvous"]
+
+
+def test_a_taken_port_names_its_holder(dynorch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        port = taken.getsockname()[1]
+        dynorch("up", "-d", dynorch.file(f"""
+name = "p"
+restart = {{ backoff-initial = "10ms", backoff-max = "10ms", attempts = 1, intensity = 0 }}
+[processes.server]
+command = ["sh", "-c", "sleep 0.2; echo 'bind: 127.0.0.1:{port}: Address already in use'; exit 1"]
+"""), code=None)  # fmt: skip
+        eventually(lambda: dynorch.replica("server")["phase"] == "failed", within_s=30)
+    replica = dynorch.replica("server")
+    assert (
+        f"port {port} is in use by pid {os.getpid()} (" in replica["reason"] + replica["evidence"]
+    )

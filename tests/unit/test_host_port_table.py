@@ -8,6 +8,7 @@ import pytest
 from orchestrator.daemon.deployments import write_atomically
 from orchestrator.host import port_table
 from orchestrator.host.port_table import REST_S, NoPortError, PortTable
+from orchestrator.host.ports import with_holders
 
 
 class Tables:
@@ -145,3 +146,17 @@ def test_no_client_of_the_kernel_s_gets_one(monkeypatch, tmp_path):
         (tmp_path / "range").write_text(text)
         monkeypatch.setattr(port_table, "KERNEL_RANGE", tmp_path / "range")
         assert port_table.span() == span
+
+
+def test_a_log_line_about_a_taken_port_says_who_has_it(tables):
+    port = tables.span[0]
+    line = f"bind on ('127.0.0.1', {port}): address already in use"
+    assert with_holders(f"a\n{line}\nb") == f"a\n{line}\nb", "nobody has it now"
+    taken = listener(port, reuse=True)
+    try:
+        said = with_holders(f"port {port} is fine\n{line}\nb")
+    finally:
+        taken.close()
+    first, second, last = said.split("\n")
+    assert (first, last) == (f"port {port} is fine", "b")
+    assert second.startswith(f"{line}; port {port} is in use by pid {os.getpid()} (")

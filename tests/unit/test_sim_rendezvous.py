@@ -5,9 +5,10 @@ import socket
 
 import pytest
 
-from orchestrator.wire.config import Gang
+from orchestrator.wire.config import Gang, WorkerConfig
 from orchestrator.wire.ids import LifeId
 from workers.runtime.engine import EngineStartError
+from workers.sim.engine import SimEngine
 from workers.sim.rendezvous import Rendezvous
 
 
@@ -129,5 +130,40 @@ def test_a_port_that_another_listens_on_is_named():
         ranks.held.listen(1)
         with pytest.raises(EngineStartError, match=rf"port {ranks.port}: .*already in use"):
             await ranks.join(0)
+
+    played(scene)
+
+
+class Engine(SimEngine):
+    """Says when it hangs."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        super().__init__(config)
+        self.hung = asyncio.Event()
+
+    def _freeze(self) -> None:
+        super()._freeze()
+        self.hung.set()
+
+
+def test_an_engine_whose_peer_is_gone_lives_on_and_makes_no_step():
+    async def scene(ranks):
+        engines = [
+            Engine(
+                WorkerConfig(
+                    life=f"g/worker-0.{member}#1", kind="aggregated", control="", events="",
+                    state_dir="", model="m", options={},
+                    gang=Gang(member=member, size=2, host="127.0.0.1", port=ranks.port),
+                )
+            )
+            for member in range(2)
+        ]  # fmt: skip
+        await asyncio.gather(*(engine.start(lambda *_: None) for engine in engines))
+        death = asyncio.ensure_future(engines[1].wait_dead())
+        await engines[0].stop(1.0)
+        await engines[1].hung.wait()
+        assert await pending(death), "it doesn't even know that it is dead"
+        death.cancel()
+        await engines[1].stop(1.0)
 
     played(scene)
