@@ -141,8 +141,8 @@ class Engine(SimEngine):
         super().__init__(config)
         self.hung = asyncio.Event()
 
-    def _freeze(self) -> None:
-        super()._freeze()
+    def _freeze(self, mute: bool) -> None:
+        super()._freeze(mute)
         self.hung.set()
 
 
