@@ -82,7 +82,7 @@ ROWS = (
         "it can't see the GPU that it was given",
         "compare `gpus` in the topology with `nvidia-smi -L`, MIG devices included"),
     row("12", Cause.GPU_LOST, ANY,
-        (r"re:Xid \(PCI[^)]*\): (48|63|64|74|79|94|95)\b", "uncorrectable ECC error",
+        (r"re:Xid \(PCI[^)]*\): (48|74|79|95)\b", "uncorrectable ECC error",
          "fallen off the bus", "GPU is lost", "CUDA error: the launch timed out",
          "nvmlDeviceGetHandle ... Unknown Error"),
         "its GPU has failed",
@@ -120,7 +120,7 @@ ROWS = (
     # ---- ports and meeting -------------------------------------------------------------------
     row("18", Cause.PORT_IN_USE, ANY, ("ZMQError: Address already in use ... tcp://",),
         "NIXL's port is taken[: {at}], and its engine would wait for ever",
-        "the next start takes another port; `ss -ltnp` names who holds this one",
+        "`ss -ltnp` names who holds it; set another VLLM_NIXL_SIDE_CHANNEL_PORT in the role's env",
         take=(r"addr='tcp://(?P<at>[^']+)'",), near="nixl_handshake_listener", hangs=True),
     row("17", Cause.PORT_IN_USE, BEFORE,
         ("EADDRINUSE", "The server socket has failed to listen", "re:[Aa]ddress already in use"),

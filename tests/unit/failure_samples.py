@@ -168,7 +168,7 @@ SAMPLES = [
 (EngineCore pid=803)   File "/usr/lib/python3.11/threading.py", line 1045, in _bootstrap_inner
 (EngineCore pid=803)     self.run()
 (EngineCore pid=803) zmq.error.ZMQError: Address already in use (addr='tcp://127.0.0.1:5600')
-""", Cause.PORT_IN_USE, "NIXL's port is taken: 127.0.0.1:5600", "another port"),
+""", Cause.PORT_IN_USE, "NIXL's port is taken: 127.0.0.1:5600", "another"),
     Sample("19", BEFORE, raised(
         "RuntimeError: Did not receive response from front-end process within 5 minutes",
         "EngineCore_DP1"), CRASH, "first rank", "rank 0"),
