@@ -19,13 +19,14 @@ from typing import Protocol
 from orchestrator.core import actions, events
 from orchestrator.core.adopt import Alive, Ended, Found, Nothing
 from orchestrator.core.excerpt import excerpt
-from orchestrator.core.plan import RENDEZVOUS, PlannedWorker
+from orchestrator.core.plan import PlannedWorker
 from orchestrator.core.worker_env import PrivateDirs, worker_env
+from orchestrator.daemon.meetings import Meetings
 from orchestrator.daemon.unit import Heard, Unit
 from orchestrator.host import cgroup, records
 from orchestrator.host.fault_points import reached
 from orchestrator.host.orphans import end_orphans
-from orchestrator.host.port_table import NoPortError, PortTable
+from orchestrator.host.port_table import NoPortError
 from orchestrator.host.ports import with_holders
 from orchestrator.host.reaper import Reaper
 from orchestrator.host.rundir import RunDir
@@ -36,7 +37,6 @@ from orchestrator.host.zygote_link import ZygoteError, ZygoteLink
 from orchestrator.wire import config, messages
 from orchestrator.wire.ids import LifeId, ReplicaId
 
-LOOPBACK = "127.0.0.1"
 NOFILE = 65_536
 """Open files a worker may have: one per connection, and vLLM warns below this."""
 
@@ -84,14 +84,14 @@ class Launcher:
         orders: Orders,
         post: Post,
         *,
-        ports: PortTable,
+        meetings: Meetings,
     ) -> None:
         self._run_dir = run_dir
         self._zygotes = zygotes
         self._reaper = reaper
         self._orders = orders
         self._post = post
-        self._ports = ports
+        self._meetings = meetings
         self._group_home = cgroup.home()
         self.lives: dict[LifeId, Life] = {}
 
@@ -132,20 +132,6 @@ class Launcher:
         future = zygote.spawn(request)
         reached("launcher.birth-asked")
         future.add_done_callback(lambda done: self._spawned(here, done))
-
-    def _gang(self, unit: Unit, life: LifeId, planned: PlannedWorker) -> config.Gang | None:
-        """Where this life's gang meets: the same for all members, new for each incarnation."""
-        if RENDEZVOUS not in planned.ports:
-            return None
-        port = self._ports.take(gang_of(life))
-        self._show_port(unit, life)
-        size = len(unit.spec.members)
-        return config.Gang(member=life.member, size=size, host=LOOPBACK, port=port)
-
-    def _show_port(self, unit: Unit, life: LifeId) -> None:
-        heard, port = unit.of(life), self._ports.of(gang_of(life))
-        if heard is not None and port is not None:
-            heard.ports = {RENDEZVOUS: port}
 
     def _unborn(self, life: LifeId, text: str) -> None:
         self._post(life.of, events.SpawnFailed(life.member, life.incarnation, "", text))
@@ -193,7 +179,7 @@ class Launcher:
                 model=planned.model,
                 served_names=list(planned.served_names),
                 options=planned.options,
-                gang=self._gang(unit, life, planned),
+                gang=self._meetings.arrange(unit, life, planned),
                 beat_period_s=policy.lease.period_s,
                 checks=config.Checks(
                     ask_period_s=policy.liveness.ask_period_s,
@@ -327,12 +313,7 @@ class Launcher:
             here.link.close()
         del self.lives[here.id]
         self._orders.forget(here.id)
-        if gang_of(here.id) not in self._gangs():
-            self._ports.release(gang_of(here.id))
-
-    def _gangs(self) -> set[str]:
-        """All incarnations of which something lives."""
-        return {gang_of(life) for life in self.lives}
+        self._meetings.end(here.id, self.lives)
 
     # ---- adoption ----------------------------------------------------------------------------
 
@@ -351,17 +332,12 @@ class Launcher:
             self._forget(here)
             return Nothing()
         assert here.record is not None, "a link has a record"
-        self._show_port(unit, life)
+        self._meetings.show(unit, life)
         return Alive(pid=here.record.shim.pid)
 
     def release_ports(self) -> None:
-        """Call it when all that lives was adopted: ports of what ended meanwhile may rest."""
-        self._ports.keep(self._gangs())
-
-
-def gang_of(life: LifeId) -> str:
-    """The name under which a life's gang owns ports: one incarnation of a replica."""
-    return f"{life.of}#{life.incarnation}"
+        """Call it when all that lives was adopted: what ended meanwhile needs no port."""
+        self._meetings.keep(self.lives)
 
 
 def note(heard: Heard | None, record: records.LifeRecord) -> None:

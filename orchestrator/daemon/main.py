@@ -39,6 +39,7 @@ from orchestrator.daemon.gate import GpuGate
 from orchestrator.daemon.hearing import Hearing
 from orchestrator.daemon.launcher import Launcher
 from orchestrator.daemon.machine import machine
+from orchestrator.daemon.meetings import Meetings
 from orchestrator.daemon.nursery import Nursery
 from orchestrator.daemon.prober import Prober
 from orchestrator.daemon.publisher import Publisher
@@ -149,9 +150,10 @@ class Daemon:
             self._unreadable,
         )
         self._ports = PortTable(run_dir.ports, write_atomically, self._wanted_ports)
+        self._meetings = Meetings(self._ports)
         self._launcher = Launcher(
             run_dir, self._nursery.zygote, self._reaper, self._control, self._post,
-            ports=self._ports,
+            meetings=self._meetings,
         )  # fmt: skip
         self._supervisor = Supervisor(self._launcher, self._save, self._publisher, self)
         self._deployments = Deployments(

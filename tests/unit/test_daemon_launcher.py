@@ -10,7 +10,8 @@ from orchestrator.core import events as e
 from orchestrator.daemon import launcher as module
 from orchestrator.daemon.deployments import write_atomically
 from orchestrator.daemon.launcher import Launcher
-from orchestrator.host.port_table import PortTable
+from orchestrator.daemon.meetings import Meetings
+from orchestrator.host.port_table import NoPortError, PortTable
 from orchestrator.host.zygote_link import ZygoteError
 from orchestrator.wire import config, messages
 from tests.unit.daemon_stage import AGG, CHAIN
@@ -40,7 +41,7 @@ class Yard:
         self.no_zygote: ZygoteError | None = None
         self.ports = PortTable(stage.run_dir.ports, write_atomically)
         self.launcher = Launcher(
-            stage.run_dir, self.zygotes, None, self, self.post, ports=self.ports
+            stage.run_dir, self.zygotes, None, self, self.post, meetings=Meetings(self.ports)
         )
 
     def zygotes(self, profile):
@@ -84,6 +85,45 @@ def test_an_engine_is_spawned_from_its_entry_with_its_config_as_blob(yard):
     assert worker.plane == f"ipc://{request.directory}/p"
     assert request.env["TMPDIR"] == f"{request.directory}/t"
     assert yard.profiles == ["bare"]
+
+
+def test_a_gang_has_one_port_and_its_next_life_another(yard):
+    yard.stage.up(AGG.replace('"agg"', '"dp"').replace("replicas = 2", "data-parallel = 2"))
+    unit = yard.stage.unit("dp/worker-0")
+
+    def born(incarnation):
+        for member in range(2):
+            yard.perform("dp/worker-0", a.Spawn(member, incarnation))
+        return [config.decode(request.blob).gang for request, _ in yard.zygote.asked[-2:]]
+
+    one, other = born(1)
+    assert (one.member, other.member, one.size, one.host) == (0, 1, 2, "127.0.0.1")
+    assert one.port == other.port
+    assert unit.of(unit.id.life(1, 1)).ports == {"rendezvous": one.port}
+    for _, answer in yard.zygote.asked:
+        assert yard.ports.of("dp/worker-0#1") == one.port, "one of them may still live"
+        answer.set_exception(ZygoteError("the zygote died"))
+        yard.stage.turn()
+    assert yard.ports.of("dp/worker-0#1") is None
+    assert {gang.port for gang in born(2)} & {one.port, None} == set()
+
+
+def test_a_worker_alone_meets_nobody(yard):
+    yard.perform("agg/worker-0", a.Spawn(0, 1))
+    assert config.decode(yard.request.blob).gang is None
+    assert not (yard.stage.run_dir.ports).exists()
+
+
+def test_without_a_free_port_nobody_of_a_gang_is_born(yard, monkeypatch):
+    def full(owner):
+        raise NoPortError("no free port from 1 to 2")
+
+    monkeypatch.setattr(yard.ports, "take", full)
+    yard.stage.up(AGG.replace('"agg"', '"dp"').replace("replicas = 2", "data-parallel = 2"))
+    yard.perform("dp/worker-0", a.Spawn(1, 1))
+    ((_, event),) = yard.posted
+    assert (event.member, event.text) == (1, "no free port from 1 to 2")
+    assert yard.launcher.lives == {}
 
 
 def test_a_command_is_spawned_as_it_stands_beside_its_topology_file(yard):
