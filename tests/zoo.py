@@ -264,6 +264,21 @@ def running(pid):
         return False
 
 
+def speaker():
+    """Say one long line for each SIGUSR1, and leave a mark when it is said."""
+    said = 0
+
+    def speak(*_):
+        nonlocal said
+        said += 1
+        os.write(1, f"line {said} ".encode().ljust(9999, b".") + b"\n")
+        (FOLDER / f"said-{said}").touch()
+
+    signal.signal(signal.SIGUSR1, speak)
+    note("main")
+    pause()
+
+
 def noisy_exit():
     """Say something, leave a child that holds the output open, and wait for our end."""
     os.write(1, b"hello\n")

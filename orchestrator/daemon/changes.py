@@ -33,7 +33,7 @@ from orchestrator.wire.messages import Reply
 REPLICAS_MAX = 1000
 
 
-class Up(msgspec.Struct, frozen=True, kw_only=True):
+class Up(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Arguments of `up`. `variables`: the values of what the file names as `${NAME}`.
 
     `watch_pid`: a foreground `up`; when that process ends, the topology goes down with it.
@@ -45,7 +45,7 @@ class Up(msgspec.Struct, frozen=True, kw_only=True):
     watch_pid: int = 0
 
 
-class Scale(msgspec.Struct, frozen=True, kw_only=True):
+class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Arguments of `scale`: how many replicas, by `ROLE` or `TOPOLOGY/ROLE`."""
 
     replicas: dict[str, int]

@@ -27,14 +27,14 @@ DRAIN_MAX_S = 7 * 86400.0
 """A drain without a limit ends after a week all the same: every wait has a bound."""
 
 
-class Down(msgspec.Struct, frozen=True, kw_only=True):
+class Down(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Arguments of `down`: a topology, or all of them; `now` skips drain and grace."""
 
     topology: str | None = None
     now: bool = False
 
 
-class On(msgspec.Struct, frozen=True, kw_only=True):
+class On(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Arguments of `start`, `stop`, `restart` and `drain`.
 
     `rolling`: restart one replica of a role after the other. `timeout_s`: how long a drain may

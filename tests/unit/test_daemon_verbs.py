@@ -162,6 +162,16 @@ def test_arguments_that_make_no_sense_are_refused(desk, name, args):
     assert name in reply.text
 
 
+@pytest.mark.parametrize("what", ["command", "argv", "env", "cwd", "path", "text"])
+@pytest.mark.parametrize("name", ["start", "stop", "restart", "down", "up"])
+def test_statement_66_no_verb_brings_a_command_line_an_environment_or_a_path(desk, name, what):
+    """What runs is said by the file alone, which `up` names and the daemon itself reads."""
+    needed = {"up": {"file": "/x"}, "down": {}}.get(name, {"target": "agg"})
+    reply = desk(name, **needed, **{what: "x"})
+    assert reply.code == 2
+    assert what in reply.text
+
+
 def test_status_is_the_snapshot(desk):
     assert desk("status").data == {"daemon": {}}
 
