@@ -23,6 +23,7 @@ from orchestrator.daemon.supervisor import Supervisor
 from orchestrator.daemon.unit import Unit
 from orchestrator.host.fault_points import reached
 from orchestrator.host.rundir import RunDir, StateDir
+from orchestrator.host.whole_file import write_whole
 from orchestrator.topology.schema import Topology
 from orchestrator.wire.ids import LifeId, ReplicaId
 
@@ -252,12 +253,4 @@ def _kept(path: Path) -> Kept | None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file so that a reader, or the next daemon, sees the old or the new, never half."""
-    draft = path.with_suffix(".new")
-    try:
-        draft.write_bytes(data)
-        draft.chmod(0o600)
-        reached("disk.drafted")
-        draft.rename(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
+    write_whole(str(path), data, lambda: reached("disk.drafted"))

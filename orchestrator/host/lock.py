@@ -45,16 +45,19 @@ class DaemonLock:
                 who = f"pid {pid}" if pid else "a process that is just starting"
                 raise HeldError(f"another daemon runs in {self._path.parent}: {who}")
             select.select((), (), (), LOOK_S)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, msgspec.json.encode(Identity.of(os.getpid())), 0)
         self._fd = fd
+        self._write(msgspec.json.encode(Identity.of(os.getpid())))
 
     def release(self) -> None:
         """Give it back. The file stays: removing it would let two daemons hold two locks."""
         if self._fd >= 0:
-            os.ftruncate(self._fd, 0)
+            self._write(b"{}")
             os.close(self._fd)
             self._fd = -1
+
+    def _write(self, text: bytes) -> None:
+        """Write over what is there, without letting go of its block: the disk may be full."""
+        os.pwrite(self._fd, text.ljust(os.fstat(self._fd).st_size), 0)
 
 
 def _locked(fd: int) -> bool:

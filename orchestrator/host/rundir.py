@@ -191,11 +191,11 @@ class RunDir:
         found = []
         for directory in folder.iterdir() if folder.is_dir() else ():
             record = records.read_life(directory)
-            if record is not None:
+            life = _life_of(record)
+            if record is not None and life is not None:
                 # In this order: a shim that ends between the two looks leaves its record first.
                 alive = record.shim_identity.is_alive()
                 ended = records.read_exit(directory)
-                life = LifeId.parse(record.life)
                 found.append(FoundLife(life, directory, record, alive and ended is None, ended))
         return sorted(found, key=lambda one: one.record.started_wall)
 
@@ -249,6 +249,14 @@ class RunDir:
             if not link.is_symlink() or link.readlink() != source / package:
                 link.unlink(missing_ok=True)
                 link.symlink_to(source / package)
+
+
+def _life_of(record: records.LifeRecord | None) -> LifeId | None:
+    """Whose record this is; None when it is nobody's, say of another version."""
+    try:
+        return LifeId.parse(record.life) if record is not None else None
+    except ValueError:
+        return None
 
 
 def _make_private(path: Path) -> None:

@@ -10,19 +10,22 @@ old length, which no reader of JSON minds.
 
 import errno
 import os
+from collections.abc import Callable
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-def write_whole(path: str, data: bytes) -> None:
+def write_whole(path: str, data: bytes, drafted: Callable[[], None] = lambda: None) -> None:
     """Replace the file, for our eyes only. OSError when neither way works; then the old one stays.
 
-    Content that may have to be written over must bear trailing blanks.
+    Content that may have to be written over must bear trailing blanks. `drafted` is called when
+    the new content is on the disk, beside the old.
     """
     folder, name = os.path.split(path)
-    draft = os.path.join(folder, f".{name}")
+    draft = os.path.join(folder, f".{name}.new")
     try:
         _write(draft, data)
+        drafted()
         os.replace(draft, path)
     except OSError as error:
         _remove(draft)

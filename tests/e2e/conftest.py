@@ -190,3 +190,16 @@ def frontend(daemon):
         return made[-1]
 
     return connect
+
+
+@pytest.fixture
+def freezer():
+    """The old freezer: who is frozen in it doesn't even die, and is in state D."""
+    path = Path(f"/sys/fs/cgroup/freezer/dynorch-test-{os.getpid()}")
+    try:
+        path.mkdir()
+    except OSError:
+        pytest.skip("NOT TESTED HERE: no writable freezer (cgroup v1), so nothing that won't die")
+    yield path
+    (path / "freezer.state").write_text("THAWED")
+    eventually(lambda: path.rmdir() is None if not (path / "tasks").read_text() else False)
