@@ -37,13 +37,18 @@ GPUS_MAX = 256
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
-    """One GPU. `index` is nvidia-smi's, in PCI bus order."""
+    """One GPU, or a MIG instance of one. `index` is nvidia-smi's, in PCI bus order."""
 
     index: int
     uuid: str
     name: str
     total_bytes: int
     numa: int | None = None
+
+    @property
+    def is_part(self) -> bool:
+        """A MIG instance: it has the index of the GPU that it is a part of."""
+        return self.uuid.startswith("MIG-")
 
 
 class Inventory(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +73,7 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     def find(self, wanted: int | str) -> Gpu | None:
         """Return the GPU with this index or UUID."""
         for gpu in self.gpus:
-            if wanted in (gpu.index, gpu.uuid):
+            if wanted == gpu.uuid or (wanted == gpu.index and not gpu.is_part):
                 return gpu
         return None
 

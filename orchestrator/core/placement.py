@@ -196,8 +196,8 @@ class _Table:
     def __init__(self, inventory: Inventory, leaving: Collection[str]) -> None:
         self._inventory = inventory
         self._order = sorted(inventory.gpus, key=lambda gpu: gpu.uuid in leaving)
-        self._owner: dict[int, str] = {}
-        self._shared: dict[int, float] = {}
+        self._owner: dict[str, str] = {}
+        self._shared: dict[str, float] = {}
         self.placed: dict[str, Placed] = {}
         self.refusals: dict[str, str] = {}
         """The first thing that is missing for each role: the rest follows from it."""
@@ -219,16 +219,21 @@ class _Table:
             gpu = self._inventory.find(wanted)
             if gpu is None:
                 self._refuse(wish, f"GPU {wanted} isn't there; GPUs found: {self._inventory}")
-            elif gpu.index in self._owner:
-                self._refuse(wish, f"GPU {wanted} is already {self._owner[gpu.index]}'s")
+            elif gpu.uuid in self._owner:
+                self._refuse(wish, f"GPU {wanted} is already {self._owner[gpu.uuid]}'s")
             else:
-                self._owner[gpu.index] = wish.who
+                self._owner[gpu.uuid] = wish.who
                 found.append(gpu)
         return tuple(found)
 
     def _whole(self, wish: _Wish) -> tuple[Gpu, ...]:
         taken = {*self._owner, *self._shared}
-        free = [gpu for gpu in self._order if gpu.index not in taken]
+        # CUDA shows a process one MIG instance, however many it is given.
+        free = [
+            gpu
+            for gpu in self._order
+            if gpu.uuid not in taken and (wish.count == 1 or not gpu.is_part)
+        ]
         mine = [gpu for gpu in free if gpu.uuid in wish.has]
         if len(mine) == wish.count:
             free = mine
@@ -236,15 +241,15 @@ class _Table:
             self._refuse(wish, self._too_few(wish, len(free)))
             return ()
         for gpu in free[: wish.count]:
-            self._owner[gpu.index] = wish.who
+            self._owner[gpu.uuid] = wish.who
         return tuple(free[: wish.count])
 
     def _part(self, wish: _Wish) -> tuple[Gpu, ...]:
         for gpu in sorted(self._order, key=lambda gpu: gpu.uuid not in wish.has):
             # Thirds must add up to one in spite of what floats make of them.
-            used = self._shared.get(gpu.index, 0.0) + wish.fraction
-            if gpu.index not in self._owner and used <= 1 + 1e-9:
-                self._shared[gpu.index] = used
+            used = self._shared.get(gpu.uuid, 0.0) + wish.fraction
+            if gpu.uuid not in self._owner and used <= 1 + 1e-9:
+                self._shared[gpu.uuid] = used
                 return (gpu,)
         found = f"GPUs found: {self._inventory}"
         self._refuse(wish, f"no GPU has {wish.fraction:g} of itself left; {found}")

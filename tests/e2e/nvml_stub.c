@@ -1,0 +1,152 @@
+/* A driver that believes a file: the part of NVML that dynorch asks, for machines without a GPU.
+ *
+ * $NVML_STUB names the file, which is read again at each call. One line per fact:
+ *     init CODE                              every nvmlInit answers so; 0 is success
+ *     gpu UUID NAME TOTAL USED CODE          in the order of the indices; CODE: how questions end
+ *     mig INDEX UUID NAME TOTAL USED         an instance of the GPU at INDEX, which it cuts
+ *     user UUID PID BYTES                    a process that computes there
+ * A CODE of -1 hangs for ever.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { MAX = 16, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7 };
+
+struct device { int parent, code; char uuid[80], name[64]; unsigned long long total, used; };
+struct user { char uuid[80]; unsigned pid; unsigned long long bytes; };
+struct memory { unsigned long long total, free, used; };
+struct process { unsigned pid; unsigned long long bytes; unsigned gpu, compute; };
+
+static struct device devices[MAX];
+static struct user users[MAX];
+static int count, user_count, init_code;
+
+static void load(void) {
+    char line[512];
+    const char *path = getenv("NVML_STUB");
+    FILE *file = path ? fopen(path, "r") : NULL;
+    count = user_count = init_code = 0;
+    while (file && fgets(line, sizeof line, file) && count < MAX && user_count < MAX) {
+        struct device *d = &devices[count];
+        struct user *u = &users[user_count];
+        d->parent = -1;
+        d->code = 0;
+        if (sscanf(line, "gpu %79s %63s %llu %llu %d", d->uuid, d->name, &d->total, &d->used,
+                   &d->code) == 5
+            || sscanf(line, "mig %d %79s %63s %llu %llu", &d->parent, d->uuid, d->name, &d->total,
+                      &d->used) == 5)
+            count++;
+        else if (sscanf(line, "user %79s %u %llu", u->uuid, &u->pid, &u->bytes) == 3)
+            user_count++;
+        else
+            sscanf(line, "init %d", &init_code);
+    }
+    if (file) fclose(file);
+}
+
+static int answer(int code) {
+    while (code == -1) pause();
+    return code;
+}
+
+/* A handle is a device's place in the file, from 1. */
+static struct device *of(void *handle) {
+    load();
+    long place = (long)handle - 1;
+    return place >= 0 && place < count ? &devices[place] : NULL;
+}
+
+static int nth(int parent, unsigned index, void **handle) {
+    for (int place = 0; place < count; place++)
+        if (devices[place].parent == parent && index-- == 0) {
+            *handle = (void *)(long)(place + 1);
+            return answer(devices[place].code);
+        }
+    return NOT_FOUND;
+}
+
+int nvmlInitWithFlags(unsigned flags) { (void)flags; load(); return answer(init_code); }
+int nvmlShutdown(void) { return 0; }
+const char *nvmlErrorString(int code) { (void)code; return "as the stub was told"; }
+
+int nvmlDeviceGetCount_v2(unsigned *number) {
+    load();
+    *number = 0;
+    for (int place = 0; place < count; place++) *number += devices[place].parent < 0;
+    return 0;
+}
+
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) {
+    load();
+    return nth(-1, index, handle);
+}
+
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **handle) {
+    load();
+    for (int place = 0; place < count; place++)
+        if (!strcmp(devices[place].uuid, uuid)) {
+            *handle = (void *)(long)(place + 1);
+            return answer(devices[place].code);
+        }
+    return NOT_FOUND;
+}
+
+int nvmlDeviceGetUUID(void *handle, char *out, unsigned size) {
+    struct device *d = of(handle);
+    return d ? (snprintf(out, size, "%s", d->uuid), answer(d->code)) : INVALID;
+}
+
+int nvmlDeviceGetName(void *handle, char *out, unsigned size) {
+    struct device *d = of(handle);
+    return d ? (snprintf(out, size, "%s", d->name), answer(d->code)) : INVALID;
+}
+
+int nvmlDeviceGetMinorNumber(void *handle, unsigned *minor) {
+    *minor = 255 + (unsigned)(long)handle; /* no such device file exists */
+    return of(handle) ? 0 : INVALID;
+}
+
+int nvmlDeviceGetMemoryInfo(void *handle, struct memory *out) {
+    struct device *d = of(handle);
+    if (!d) return INVALID;
+    *out = (struct memory){d->total, d->total - d->used, d->used};
+    return answer(d->code);
+}
+
+int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *room, struct process *out) {
+    struct device *d = of(handle);
+    unsigned found = 0;
+    for (int i = 0; d && i < user_count; i++)
+        if (!strcmp(users[i].uuid, d->uuid)) {
+            if (out && found < *room)
+                out[found] = (struct process){users[i].pid, users[i].bytes, 0, 0};
+            found++;
+        }
+    int fits = found <= (out ? *room : 0);
+    *room = found;
+    return d ? (fits ? 0 : TOO_SMALL) : INVALID;
+}
+
+static int is_cut(void *handle) {
+    if (!of(handle)) return 0;
+    for (int place = 0; place < count; place++)
+        if (devices[place].parent == (long)handle - 1) return 1;
+    return 0;
+}
+
+int nvmlDeviceGetMigMode(void *handle, unsigned *now, unsigned *next) {
+    *now = *next = (unsigned)is_cut(handle);
+    return is_cut(handle) ? 0 : NOT_SUPPORTED;
+}
+
+int nvmlDeviceGetMaxMigDeviceCount(void *handle, unsigned *slots) {
+    *slots = is_cut(handle) ? 7 : 0;
+    return 0;
+}
+
+int nvmlDeviceGetMigDeviceHandleByIndex(void *handle, unsigned index, void **instance) {
+    load();
+    return nth((int)((long)handle - 1), index, instance);
+}

@@ -1,0 +1,152 @@
+"""The road to the real driver, on a stub of its library: inventory, placement, gate, lost GPUs."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.gpus import GIB, IDLE, visible_gpus
+from tests.eventually import eventually
+
+SOURCE = Path(__file__).with_name("nvml_stub.c")
+LOST, MISMATCH = 15, 18
+
+PINNED = """
+name = "pin"
+model = "m"
+[gpu]
+interval = "50ms"
+[restart]
+backoff-initial = "50ms"
+[frontend]
+port = {port}
+[roles.worker]
+gpus = 1
+engine = "sim"
+sim = { pinned = true }
+[processes.other]
+command = ["sleep", "3600"]
+gpus = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """The directory of a libnvidia-ml.so.1 that believes a file."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("NO C COMPILER: the road to the real NVML is not tested here")
+    folder = tmp_path_factory.mktemp("nvml")
+    name = "libnvidia-ml.so.1"
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-Wall", "-Werror", f"-Wl,-soname,{name}",
+         "-o", str(folder / name), str(SOURCE)],
+        check=True,
+    )  # fmt: skip
+    return folder
+
+
+class Driver:
+    """What the stub is told."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.gpus = [[f"GPU-{index}-stub", "H100", 80 * GIB, IDLE, 0] for index in range(2)]
+        self.more: list[str] = []
+        self.write()
+
+    def write(self) -> None:
+        lines = [f"gpu {' '.join(map(str, gpu))}" for gpu in self.gpus] + self.more
+        draft = self.path.with_suffix(".new")
+        draft.write_text("\n".join(lines) + "\n")
+        draft.rename(self.path)
+
+    def set(self, index: int, used: float | None = None, code: int = 0) -> None:
+        self.gpus[index][3:] = [IDLE if used is None else round(used * GIB), code]
+        self.write()
+
+
+@pytest.fixture
+def driver(dynorch, library):
+    one = Driver(dynorch.root / "stub")
+    dynorch.env |= {"LD_LIBRARY_PATH": str(library), "NVML_STUB": str(one.path)}
+    dynorch.env.pop("DYNORCH_GPU_PROVIDER", None)
+    return one
+
+
+def planned(dynorch, text: str) -> dict[str, dict]:
+    plan = json.loads(dynorch("plan", dynorch.file(text), "--json").stdout)
+    return {worker["id"]: worker for worker in plan["workers"]}
+
+
+def test_what_the_driver_lists_is_what_workers_are_pinned_to(dynorch, driver):
+    workers = planned(dynorch, PINNED)
+    worker, other = workers["pin/worker-0.0"], workers["pin/other-0.0"]
+    assert (worker["gpus"], worker["gpu_uuids"]) == ([0], ["GPU-0-stub"])
+    for each, uuid in ((worker, "GPU-0-stub"), (other, "GPU-1-stub")):
+        assert each["env"]["CUDA_VISIBLE_DEVICES"] == uuid
+        assert each["env"]["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    free = planned(dynorch, PINNED.replace("pinned = true", "pinned = false"))
+    assert free["pin/worker-0.0"]["env"]["CUDA_VISIBLE_DEVICES"] == ""
+    assert free["pin/other-0.0"]["gpu_uuids"] == ["GPU-0-stub"]
+
+
+def test_a_gpu_that_is_cut_is_its_instances(dynorch, driver):
+    driver.more = [f"mig 0 MIG-{part} H100-1g {10 * GIB} 0" for part in "ab"]
+    driver.write()
+    workers = planned(dynorch, PINNED)
+    assert workers["pin/worker-0.0"]["env"]["CUDA_VISIBLE_DEVICES"] == "MIG-a"
+    assert workers["pin/other-0.0"]["env"]["CUDA_VISIBLE_DEVICES"] == "MIG-b"
+    named = planned(dynorch, PINNED.replace("gpus = 1", 'gpus = ["MIG-b"]', 1))
+    assert named["pin/worker-0.0"]["gpu_uuids"] == ["MIG-b"]
+    whole = planned(dynorch, PINNED.replace("gpus = 1", "gpus = [1]", 1))
+    assert whole["pin/worker-0.0"]["gpu_uuids"] == ["GPU-1-stub"]
+
+
+def test_memory_that_the_driver_keeps_delays_the_restart_and_a_lost_gpu_ends_it(dynorch, driver):
+    dynorch("up", "-d", dynorch.file(PINNED))
+    worker = dynorch.replica("worker")["workers"][0]
+    assert worker["gpus"] == ["0"]
+    assert visible_gpus(dynorch.pid("other")) == "GPU-1-stub"
+
+    driver.set(0, used=61.5)
+    os.kill(worker["pid"], signal.SIGKILL)
+    reason = waits(dynorch, "still holds 61.5 GiB")
+    assert reason.startswith("GPU 0 (GPU-0-stub) still holds 61.5 GiB, up to 1.1 GiB would count")
+    driver.more = [f"init {MISMATCH}"]
+    driver.set(0, code=MISMATCH)
+    waits(dynorch, "doesn't answer: NVML: RM has detected an NVML/RM version mismatch")
+    driver.more = []
+    driver.set(0)
+    back = eventually(lambda: is_in(dynorch, "ready"), 30)
+    assert back["incarnation"] == 2
+    assert "SIGKILL" in back["reason"]
+
+    driver.set(0, code=LOST)
+    os.kill(dynorch.pid("worker"), signal.SIGKILL)
+    failed = eventually(lambda: is_in(dynorch, "failed"), 30)
+    assert failed["cause"] == "gpu-lost"
+    assert failed["reason"] == "GPU 0 (GPU-0-stub) is quarantined: NVML: GPU is lost"
+    assert "dmesg" in failed["advice"]
+    assert dynorch.replica("other")["incarnation"] == 1
+
+
+def is_in(dynorch, phase: str):
+    replica = dynorch.replica("worker")
+    return replica if replica["phase"] == phase else None
+
+
+def waits(dynorch, words: str) -> str:
+    """Until the worker waits, and says these words."""
+
+    def condition():
+        replica = dynorch.replica("worker")
+        assert replica["phase"] == "waiting"
+        assert words in replica["reason"]
+        return replica["reason"]
+
+    return eventually(condition, within_s=30)
