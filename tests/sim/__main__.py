@@ -15,6 +15,17 @@ def never_reached(cells: Counter) -> list[str]:
     return [f"{phase} / {event}" for phase, event in left]
 
 
+def run_part(first: int, count: int) -> tuple[Counter, str]:
+    """Run some seeds; the cells they reached, and the first failure's story."""
+    cells: Counter = Counter()
+    for seed in range(first, first + count):
+        try:
+            cells.update(run_seed(seed).cells)
+        except AssertionError as failed:
+            return cells, f"{failed}\nagain: python -m tests.sim --seed {seed}"
+    return cells, ""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=2000)

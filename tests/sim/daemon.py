@@ -1,81 +1,130 @@
-"""A daemon reduced to what the core needs: save the state, perform the actions, perhaps die.
+"""A daemon on a made-up machine: the real supervisor, with the world where the host would be.
 
 It dies at every point that matters: before the state is saved, between the save and the first
 action, between any two actions, and after the last. The next one reads the saved JSON and asks the
 world what is really there.
 """
 
+import dataclasses
+from asyncio.events import _set_running_loop
+from contextlib import contextmanager
+from unittest import mock
+
 from orchestrator.core import actions as a
-from orchestrator.core import adopt, fleet, replica
+from orchestrator.core import adopt, replica
 from orchestrator.core import events as e
 from orchestrator.core.state import AT_REST, LIVE, Phase, routable
-from tests.sim.world import FOREVER, World
+from orchestrator.daemon import supervisor
+from orchestrator.daemon.unit import Unit, UnitSpec
+from tests.sim.gpus import Sampler
+from tests.sim.lives import FOREVER
+from tests.sim.world import World
 
 DEATH_CHANCE = 0.002
+BIRTHS_MAX = 2
+"""Smaller than in production, so that small fleets get to wait for their turns."""
+
+CONDITIONS = {
+    "ready": {"ready"},
+    "started": {"starting", "ready", "completed"},
+    "completed": {"completed"},
+}
 
 
 class DiedError(Exception):
     """The daemon was killed here; unwinds to the run loop."""
 
 
+class Journal:
+    """Keeps what the supervisor publishes, and is one of the places where a daemon can die."""
+
+    def __init__(self, daemon) -> None:
+        self.daemon = daemon
+
+    def event(self, subject, what, **_more) -> None:
+        self.daemon.perhaps_die()
+
+
 class Daemon:
-    def __init__(self, world: World, policies, needs, disk, ledgers, report) -> None:
-        self.world, self.policies, self.needs = world, policies, needs
+    def __init__(self, world: World, fleet, disk, ledgers, report) -> None:
+        self.world, self.fleet = world, fleet
         self.disk, self.ledgers, self.report = disk, ledgers, report
         self.boot = "boot-1"
-        self.timers: dict = {}
         self.adopting = False
         self.began_at = world.now
         self.epoch = world.next_epoch()
-        self.ids = {str(name): name for name in needs}
-        self.states = {name: adopt.decode(disk[name]).state for name in policies}
+        self.loop = world.loop
+        self.ids = {str(name): name for name in fleet.needs}
+        self.supervisor = supervisor.Supervisor(self, self.save, Journal(self), self)
+        self.supervisor.add(Unit(self.spec(name), self.saved(name).state) for name in self.ids)
+        self.sampler = Sampler(self, world.cards)
+        self.decided = None
+
+    def spec(self, name: str) -> UnitSpec:
+        return UnitSpec(
+            id=self.ids[name], kind="process", model="", policy=self.fleet.policies[name],
+            members=(), logs=(), log_max_bytes=1, log_backups=1, cwd="/",
+            needs=tuple(self.fleet.needs[self.ids[name]]),
+        )  # fmt: skip
+
+    def saved(self, name: str):
+        return adopt.decode(self.disk[name])
+
+    def units(self):
+        return self.supervisor.units.values()
+
+    def state(self, name: str):
+        return self.supervisor.units[self.ids[name]].state
 
     def has_readiness(self, name: str) -> bool:
-        return self.policies[name].has_readiness
+        return self.fleet.policies[name].has_readiness
 
-    # -- one event ------------------------------------------------------------------------------
+    # -- what happens ---------------------------------------------------------------------------
 
-    def handle(self, name: str, event) -> None:
-        self.apply(name, event)
-        self.tell_dependants()
+    def handle(self, name: str, event, then=None) -> None:
+        self.supervisor.post(self.ids[name], event, then)
 
-    def tell_dependants(self) -> None:
-        for other, told in fleet.dependency_events(self.needs, self.by_id()):
-            self.apply(str(other), told)
-            if self.world.faults and self.world.rng.random() < 0.2:
-                self.world.at(5.0, self.repeat_late, str(other), told, self.epoch)
+    def step(self, state, event, now, policy):
+        """The core, overheard: the ledger must know what was decided when it is on disk."""
+        after, actions = replica.step(state, event, now, policy)
+        self.report.saw(now, state.name, state, event, after, actions)
+        self.decided = event, state, after, actions
+        if after is state and not actions:
+            self.ledgers[state.name].observe(event, state, after, actions, now)
+        return after, actions
 
-    def repeat_late(self, name: str, told, epoch: int) -> None:
-        """What comes after the wait it was meant for; within that wait it is told at once."""
-        state = self.states[name]
-        if state.phase is not Phase.WAITING or state.incarnation != told.incarnation:
-            self.world.hear(name, told, epoch)
-
-    def by_id(self):
-        return {self.ids[name]: state for name, state in self.states.items()}
-
-    def apply(self, name: str, event) -> None:
-        before, now = self.states[name], self.world.now
-        after, actions = replica.step(before, event, now, self.policies[name])
-        self.report.saw(now, name, before, event, after, actions)
+    def save(self, replica_id, state) -> None:
         self.perhaps_die()
-        self.disk[name] = adopt.encode(adopt.Saved(self.boot, after))
-        self.states[name] = after
-        self.ledgers[name].observe(event, before, after, actions, now)
+        name = str(replica_id)
+        event, before, after, actions = self.decided
+        assert after is state, f"{name}: saved what was not decided"
+        self.disk[name] = adopt.encode(adopt.Saved(self.boot, state))
+        self.ledgers[name].observe(event, before, after, actions, self.world.now)
         if any(isinstance(action, a.Spawn) for action in actions):
-            self.check_needs(name)
+            self.check_start(name)
         self.perhaps_die()
-        for action in actions:
-            self.perform(name, action)
-            self.perhaps_die()
-        if not self.adopting or isinstance(event, e.DaemonRestarted):
-            self.check(name, before, after)
-        if after.phase is not before.phase:
-            for life in self.world.lives.get(name, ()):
-                self.world.at(2.0, self.world.check_told, life, self.epoch)
-            self.world.operator.aim(name)
-            if self.world.rng.random() < 0.02:
-                self.world.at(self.world.rng.choice((0.0, 0.3, 3.0)), self.die, self.epoch)
+
+    def changed(self, unit, before) -> None:
+        self.perhaps_die()
+
+    def settled(self, unit) -> None:
+        """The step is over, and what follows for others is begun."""
+        self.sampler.arm()
+        _, before, after, _ = self.decided
+        if unit.state is after:
+            self.look_at(str(unit.id), before, after)
+
+    def look_at(self, name: str, before, after) -> None:
+        self.check(name, before, after)
+        if after.phase is before.phase:
+            return
+        for life in self.world.lives.get(name, ()):
+            self.world.at(2.0, self.world.check_told, life, self.epoch)
+        if after.fault is not None:
+            self.world.spread(name)
+        self.world.operator.aim(name)
+        if self.world.rng.random() < 0.02:
+            self.world.at(self.world.rng.choice((0.0, 0.3, 3.0)), self.die, self.epoch)
 
     def perhaps_die(self) -> None:
         if self.world.faults and self.world.rng.random() < DEATH_CHANCE:
@@ -88,14 +137,12 @@ class Daemon:
 
     # -- actions --------------------------------------------------------------------------------
 
-    def perform(self, name: str, action) -> None:
-        if isinstance(action, a.ArmDeadline):
-            self.timers[name] = action.serial
-            delay_s = action.at - self.world.now
-            self.world.at(delay_s, self.fire, name, action.serial, self.epoch)
-        elif isinstance(action, a.DisarmDeadline):
-            self.timers.pop(name, None)
-        elif isinstance(action, a.Spawn):
+    def perform(self, unit, action) -> None:
+        self.perhaps_die()
+        name = str(unit.id)
+        if self.world.faults and self.world.rng.random() < 0.01:
+            self.world.operator.interrupt(name)
+        if isinstance(action, a.Spawn):
             self.world.spawn(name, action.member, action.incarnation)
         else:
             life = self.world.find(name, action.member, action.incarnation)
@@ -107,24 +154,17 @@ class Daemon:
             else:
                 assert life.born, f"{name}: killed before birth"
                 self.world.kill(life)
-
-    def fire(self, name: str, serial: int, epoch: int) -> None:
-        if self.world.daemon is not self or epoch != self.epoch:
-            return
-        if self.timers.get(name) == serial:
-            del self.timers[name]
-        elif self.world.rng.random() < 0.5:
-            return
-        self.handle(name, e.DeadlineReached(serial))
+        self.perhaps_die()
 
     # -- oracles --------------------------------------------------------------------------------
 
     def check(self, name: str, before, after) -> None:
+        timer = self.supervisor._timers.get(self.ids[name])
         if after.phase in AT_REST:
-            assert name not in self.timers, f"{name}: a deadline while {after.phase.value}"
+            assert timer is None, f"{name}: a deadline while {after.phase.value}"
         else:
-            armed = self.timers.get(name)
-            assert armed == after.deadline.serial, f"{name}: no deadline in {after.phase.value}"
+            armed = timer is not None and timer.args[1] == e.DeadlineReached(after.deadline.serial)
+            assert armed, f"{name}: no deadline in {after.phase.value}"
         lives = self.world.lives.get(name, ())
         if after.phase not in LIVE and before.phase is not after.phase:
             left = [life for life in lives if life.alive or not (life.born or life.gone)]
@@ -132,19 +172,18 @@ class Daemon:
         if routable(after) and before.phase is not Phase.READY:
             self.check_really_ready(name, after)
 
-    def check_needs(self, name: str) -> None:
-        """At the moment of a start, everything it needs is there, not merely was."""
-        for need in self.needs[self.ids[name]]:
-            phase = self.states[str(need.on)].phase.value
-            fine = {
-                "ready": ["ready"],
-                "started": ["starting", "ready", "completed"],
-                "completed": ["completed"],
-            }
-            assert phase in fine[need.condition], f"{name}: started while {need.on} is {phase}"
+    def check_start(self, name: str) -> None:
+        """At the moment of a start all that it needs is there, not merely was, and no crowd."""
+        for need in self.fleet.needs[self.ids[name]]:
+            phase = self.state(str(need.on)).phase.value
+            fine = CONDITIONS[need.condition]
+            assert phase in fine, f"{name}: started while {need.on} is {phase}"
+        unborn = self.world.unborn() - {name}
+        assert len(unborn) < BIRTHS_MAX, f"{name}: started while {sorted(unborn)} are being born"
+        self.world.cards.check_free(name)
 
     def check_really_ready(self, name: str, state) -> None:
-        policy = self.policies[name]
+        policy = self.fleet.policies[name]
         for member in range(policy.members):
             life = self.world.find(name, member, state.incarnation)
             was = life.born and (life.ready or life.died_at < FOREVER or not policy.has_readiness)
@@ -155,20 +194,22 @@ class Daemon:
     # -- taking over ----------------------------------------------------------------------------
 
     def take_over(self, boot: str) -> None:
-        self.boot = boot
-        for name, blob in list(self.disk.items()):
-            saved = adopt.decode(blob)
-            state = self.states[name] = saved.state
-            found = [self.look(name, i, state) for i in range(len(state.members))]
+        """What `daemon.adoption` does, with the world to look at."""
+        self.boot, self.adopting = boot, True
+        for unit in self.units():
+            name = str(unit.id)
+            saved = self.saved(name)
+            found = [self.look(name, i, saved.state) for i in range(len(saved.state.members))]
             self.ledgers[name].daemon_died(rebooted=saved.boot != boot)
-            state, events = adopt.adopt(saved, boot, found)
-            self.states[name] = state
-            self.disk[name] = adopt.encode(adopt.Saved(boot, state))
-            self.adopting = True
+            unit.state, events = adopt.adopt(saved, boot, found)
+            self.disk[name] = adopt.encode(adopt.Saved(boot, unit.state))
             for event in events:
-                self.apply(name, event)
-            self.adopting = False
-        self.tell_dependants()
+                self.handle(name, event)
+        self.supervisor.catch_up()
+        self.adopting = False
+        for unit in self.units():
+            self.check(str(unit.id), unit.state, unit.state)
+        self.sampler.arm()
         for lives in self.world.lives.values():
             for life in lives:
                 self.greet(life)
@@ -182,10 +223,33 @@ class Daemon:
 
     def look(self, name: str, member: int, state):
         life = self.world.find(name, member, state.incarnation)
-        if life is None or (not life.alive and life.record is None):
+        if life is None or (not life.alive and (life.record is None or life.removed)):
             return adopt.Nothing()
         if life.record is not None:
             return adopt.Ended(life.record)
         if not life.shim:
             return adopt.Orphaned()
         return adopt.Alive(pid=5, exited=None if life.main else life.status)
+
+    def edit(self, name: str, policy) -> None:
+        """The file says something else now."""
+        unit = self.supervisor.units[self.ids[name]]
+        unit.spec = dataclasses.replace(unit.spec, policy=policy)
+
+
+@contextmanager
+def inside(world):
+    """The present daemon's loop runs here, and its steps are overheard."""
+
+    def step(*args):
+        return world.daemon.step(*args)
+
+    with (
+        mock.patch.object(supervisor, "BIRTHS_MAX", BIRTHS_MAX),
+        mock.patch.object(supervisor, "step", step),
+    ):
+        _set_running_loop(world.loop)
+        try:
+            yield
+        finally:
+            _set_running_loop(None)

@@ -27,6 +27,7 @@ class Book:
     incarnation: int
     size: int
     opened_at: float
+    gives_up_at: float
     born: set = field(default_factory=set)
     ready: set = field(default_factory=set)
     empty: set = field(default_factory=set)
@@ -43,7 +44,7 @@ class Book:
 class Ledger:
     name: str
     policy: object
-    has_needs: bool
+    is_prompt: bool
     wish: str | None = None
     intent: int = 0
     book: Book | None = None
@@ -75,9 +76,14 @@ class Ledger:
     def is_news(self, event) -> bool:
         if isinstance(event, e.StartRequested | e.StopRequested | e.RestartRequested):
             return event.intent > self.intent
+        book = self.book
+        if isinstance(event, e.GaveUp):
+            waits = self.wish == "up" and not (self.exhausted or self.completed)
+            return book is None and waits and event.incarnation == self.incarnation
+        if isinstance(event, e.PeerLost):
+            return book is not None and event.incarnation == book.incarnation
         if not hasattr(event, "member"):
             return True
-        book = self.book
         if book is None or event.incarnation != book.incarnation or event.member in book.empty:
             return False
         return not (isinstance(event, e.Spawned | e.SpawnFailed) and event.member in book.born)
@@ -86,7 +92,11 @@ class Ledger:
         if isinstance(event, e.StartRequested | e.StopRequested | e.RestartRequested):
             self.hear_request(event, now)
             return
+        if isinstance(event, e.GaveUp):
+            self.exhausted = True
         book = self.book
+        if isinstance(event, e.PeerLost):
+            self.blame(0, "peer", now)
         if book is None or not hasattr(event, "member"):
             return
         listen = LISTEN.get(type(event))
@@ -106,6 +116,11 @@ class Ledger:
 
     def hear_ready(self, book, event, _now) -> None:
         book.ready.add(event.member)
+
+    def hear_plea(self, book, event, now) -> None:
+        if book.ready_at is None:
+            at_most = book.opened_at + 7200
+            book.gives_up_at = min(at_most, max(book.gives_up_at, now + event.by_s))
 
     def hear_silence(self, book, event, now) -> None:
         if event.member in book.ready or book.ready_at is not None:
@@ -158,7 +173,7 @@ class Ledger:
         book = self.book
         kills = [action for action in actions if isinstance(action, a.Kill)]
         if before.phase is Phase.STARTING and book is not None and self.is_well(book):
-            late = now - book.opened_at >= 1800 - EPSILON
+            late = now >= book.gives_up_at - EPSILON
             if not late:
                 assert not kills, f"{self.name}: start given up after {now - book.opened_at:.0f} s"
                 return
@@ -186,7 +201,8 @@ class Ledger:
         said = self.book.byes.get(member)
         if said is not None:
             return "crash" if started and said in BEFORE_READY else said
-        if not started:
+        shot = (facts.status or 0) & 127 == 9  # a log can't explain what came from outside
+        if not started and not shot:
             for line, cause in LOG_SAYS.items():
                 if line in facts.tail:
                     return cause
@@ -213,7 +229,7 @@ class Ledger:
             return
         if book.completing:
             self.completed = True
-        elif not book.asked and book.cause != "interrupted":
+        elif not book.asked and book.cause not in {"interrupted", "peer"}:
             self.charge(book, now)
 
     def charge(self, book, now) -> None:
@@ -243,10 +259,10 @@ class Ledger:
         assert min(numbers) > self.incarnation, f"{self.name}: {numbers} was there before"
         assert [spawn.member for spawn in spawns] == list(range(self.policy.members))
         assert now >= self.earliest - EPSILON, f"{self.name}: {self.earliest - now:.2f} s too soon"
-        if self.undisturbed and not self.has_needs:
+        if self.undisturbed and self.is_prompt:
             assert now <= self.latest + EPSILON, f"{self.name}: {now - self.latest:.2f} s too late"
         self.incarnation = numbers.pop()
-        self.book = Book(self.incarnation, len(spawns), now)
+        self.book = Book(self.incarnation, len(spawns), now, now + 1800)
 
     def daemon_died(self, *, rebooted: bool) -> None:
         self.undisturbed = False
@@ -286,6 +302,7 @@ class Ledger:
 
 LISTEN = {
     e.SaidBye: Ledger.hear_bye,
+    e.StartExtended: Ledger.hear_plea,
     e.Spawned: Ledger.hear_birth,
     e.BecameReady: Ledger.hear_ready,
     e.LeaseExpired: Ledger.hear_silence,

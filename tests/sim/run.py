@@ -11,15 +11,15 @@ from random import Random
 
 from orchestrator.core import adopt, replica
 from orchestrator.core import events as e
-from orchestrator.core.fleet import MET_BY, Need
-from orchestrator.core.policy import Policy, Restart
-from orchestrator.core.state import Hold, Phase, State, routable
-from orchestrator.wire.ids import ReplicaId
-from tests.sim.daemon import Daemon, DiedError
+from orchestrator.core.fleet import MET_BY
+from orchestrator.core.state import Phase, State, routable
+from tests.sim.daemon import BIRTHS_MAX, Daemon, DiedError, inside
+from tests.sim.fleets import fleet_of, troubled_plan
 from tests.sim.ledger import Ledger
-from tests.sim.world import FOREVER, Plan, World
+from tests.sim.lives import FOREVER, Plan
+from tests.sim.world import World
 
-TROUBLE_STEPS = 110
+TROUBLE_STEPS = 90
 PEACE_S = 9000.0
 
 
@@ -50,8 +50,9 @@ class Operator:
     names: list
     pause_s: float = 200.0
     intent: int = 0
+    pending: int = 0
 
-    def ask(self, name: str, kind: str) -> None:
+    def ask(self, name: str, kind: str, after_s: float | None = None) -> None:
         self.intent += 1
         events = {
             "start": e.StartRequested(self.intent),
@@ -60,18 +61,33 @@ class Operator:
             "restart": e.RestartRequested(self.intent),
         }
         rng = self.world.rng
-        self.world.at(rng.choice((0.0, 0.0, 0.01, 0.6)), self.deliver, name, events[kind])
+        after_s = rng.choice((0.0, 0.0, 0.01, 0.6)) if after_s is None else after_s
+        self.at(after_s, name, events[kind])
         if self.world.faults and rng.random() < 0.1:
-            self.world.at(rng.uniform(0.0, 30.0), self.deliver, name, events[kind])
+            self.at(rng.uniform(0.0, 30.0), name, events[kind])
+
+    def at(self, delay_s: float, name: str, event) -> None:
+        self.pending += 1
+        self.world.at(delay_s, self.arrive, name, event)
+
+    def arrive(self, name: str, event) -> None:
+        self.pending -= 1
+        self.deliver(name, event)
 
     def deliver(self, name: str, event) -> None:
         if self.world.daemon is not None:
             self.world.daemon.handle(name, event)
         elif not self.world.faults:
-            self.world.at(1.0, self.deliver, name, event)
+            self.at(1.0, name, event)
 
     def random_kind(self) -> str:
         return self.world.rng.choice(("start", "start", "start", "stop", "now", "restart"))
+
+    def interrupt(self, name: str) -> None:
+        """Exactly between two actions of one step."""
+        self.intent += 1
+        kind = self.world.rng.choice((e.StartRequested, e.StopRequested, e.RestartRequested))
+        self.deliver(name, kind(self.intent))
 
     def aim(self, name: str) -> None:
         if self.world.faults and self.world.rng.random() < 14.0 / self.pause_s:
@@ -90,7 +106,10 @@ class Run:
         self.rng = rng = Random(seed)
         self.world = World(rng)
         self.report = Report(verbose=verbose)
-        self.policies, self.needs = fleet_of(rng)
+        self.fleet = fleet_of(rng)
+        self.policies, self.needs = self.fleet.policies, self.fleet.needs
+        self.world.groups = self.fleet.groups
+        self.world.cards.of, self.world.cards.cards = self.fleet.cards_of, self.fleet.cards
         names = list(self.policies)
         self.mood = rng.choice(("mixed", "mixed", "mixed", "crashy", "freezy"))
         self.world.operator = Operator(self.world, names)
@@ -99,13 +118,13 @@ class Run:
         self.world.planner = self.plan
         fresh = {name: adopt.Saved("boot-1", State(name=name)) for name in names}
         self.disk = {name: adopt.encode(saved) for name, saved in fresh.items()}
-        ids = {str(name): bool(needs) for name, needs in self.needs.items()}
-        self.ledgers = {n: Ledger(n, self.policies[n], ids[n]) for n in names}
+        prompt = {n: len(names) <= BIRTHS_MAX and not self.policies[n].holds for n in names}
+        self.ledgers = {n: Ledger(n, self.policies[n], prompt[n]) for n in names}
         self.boot = 1
         self.world.daemon = self.make_daemon()
 
     def make_daemon(self) -> Daemon:
-        return Daemon(self.world, self.policies, self.needs, self.disk, self.ledgers, self.report)
+        return Daemon(self.world, self.fleet, self.disk, self.ledgers, self.report)
 
     # -- what lives will do ---------------------------------------------------------------------
 
@@ -141,7 +160,7 @@ class Run:
         daemon = self.make_daemon()
         self.world.daemon = daemon
         daemon.take_over(f"boot-{self.boot}")
-        intents = [state.intent for state in daemon.states.values()]
+        intents = [unit.state.intent for unit in daemon.units()]
         self.world.operator.intent = max(self.world.operator.intent, *intents)
 
     def babble(self) -> None:
@@ -161,13 +180,14 @@ class Run:
                 event = e.Drained(*args)
             if isinstance(event, e.LeaseMissed):
                 world.at(3.0, world.recover, life)
-            draining = world.daemon.states[life.replica].phase is Phase.DRAINING
+            draining = world.daemon.state(life.replica).phase is Phase.DRAINING
             if not (draining and isinstance(event, e.Drained)):
                 world.hear(life.replica, event, world.daemon.epoch)
         world.at(rng.expovariate(1 / 150), self.babble)
 
     def trouble(self) -> None:
         self.world.operator.wander()
+        self.world.cards.intrude()
         self.world.at(self.rng.expovariate(1 / 150), self.babble)
         for name in self.policies:
             self.world.operator.ask(name, "start")
@@ -184,14 +204,14 @@ class Run:
     def describe(self) -> str:
         if self.world.daemon is None:
             return "no daemon"
-        states = self.world.daemon.states.values()
+        states = [unit.state for unit in self.world.daemon.units()]
         return "; ".join(f"{s.name} {s.phase.value}: {s.reason.sentence}" for s in states)
 
     def settled(self) -> bool:
-        return not self.world.requests_pending() and all(map(self.is_settled, self.policies))
+        return not self.world.operator.pending and all(map(self.is_settled, self.policies))
 
     def is_settled(self, name: str) -> bool:
-        state, ledger = self.world.daemon.states[name], self.ledgers[name]
+        state, ledger = self.world.daemon.state(name), self.ledgers[name]
         if ledger.wish != "up":
             return state.phase is Phase.STOPPED
         if state.phase is Phase.WAITING:
@@ -201,9 +221,8 @@ class Run:
         return state.phase in {Phase.COMPLETED, Phase.FAILED}
 
     def waits_in_vain(self, name: str) -> bool:
-        states = self.world.daemon.states
         for need in self.needs[self.world.daemon.ids[name]]:
-            other = states[str(need.on)]
+            other = self.world.daemon.state(str(need.on))
             if other.phase not in MET_BY[need.condition] and self.is_settled(str(need.on)):
                 return True
         return False
@@ -212,15 +231,14 @@ class Run:
         return all(self.is_serving(name) for name in self.policies)
 
     def is_serving(self, name: str) -> bool:
-        state, policy = self.world.daemon.states[name], self.policies[name]
+        state, policy = self.world.daemon.state(name), self.policies[name]
         if policy.oneshot:
             return state.phase is Phase.COMPLETED
         lives = [self.world.find(name, i, state.incarnation) for i in range(policy.members)]
         return routable(state) and all(life.main and life.shim for life in lives)
 
     def is_down(self) -> bool:
-        states = self.world.daemon.states.values()
-        return all(state.phase is Phase.STOPPED for state in states)
+        return all(unit.state.phase is Phase.STOPPED for unit in self.world.daemon.units())
 
     def go(self) -> Report:
         self.trouble()
@@ -233,72 +251,17 @@ class Run:
         self.peace(self.is_down)
         alive = [x for lives in self.world.lives.values() for x in lives if x.alive]
         assert not alive, "stopped, and something is left"
-        assert not self.world.daemon.timers, "stopped, and a deadline is armed"
+        timers = self.world.daemon.supervisor._timers
+        assert not timers, "stopped, and a deadline is armed"
         return self.report
-
-
-def fleet_of(rng: Random):
-    """Draw one to four replicas; later ones may need earlier ones."""
-    policies, needs, ids = {}, {}, []
-    for index in range(rng.choice((1, 1, 2, 3, 4))):
-        replica_id = ReplicaId("t", f"r{index}", 0)
-        oneshot = rng.random() < 0.12
-        wants = []
-        for other in ids:
-            if rng.random() < 0.3:
-                kinds = ("completed",) if policies[str(other)].oneshot else ("ready", "started")
-                wants.append(Need(other, rng.choice(kinds)))
-        policies[str(replica_id)] = Policy(
-            members=1 if oneshot else rng.choice((1, 1, 1, 2, 3)),
-            has_readiness=not oneshot and rng.random() < 0.75,
-            drains=rng.random() < 0.7,
-            oneshot=oneshot,
-            holds=(Hold.DEPENDENCY,) if wants else (),
-            restart=rng.choice((Restart.ALWAYS,) * 6 + (Restart.ON_FAILURE, Restart.NEVER)),
-        )
-        needs[replica_id] = wants
-        ids.append(replica_id)
-    return policies, needs
-
-
-def troubled_plan(rng: Random, policy: Policy) -> Plan:
-    """Draw what a life will do while faults are on; most lives have one fault, some have none."""
-    plan = Plan(
-        birth_s=rng.choice((0.0, 0.01, 0.3, 3.0)),
-        ready_s=rng.choice((0.0, 2.0, 12.0, 40.0, 1200.0)) if policy.has_readiness else 0.0,
-        obeys_s=rng.choice((0.0, 0.1, 4.0, FOREVER)),
-        swallows_term_while_loading=rng.random() < 0.5,
-        rest_s=rng.choice((0.0, 0.0, 1.0, FOREVER)),
-        kill_s=rng.choice((0.0, 0.02, 0.5, 4.0)),
-        reap_s=rng.choice((0.0, 0.0, 0.0, 3.0)),
-        works_to_an_end=policy.oneshot,
-        tail=rng.choice(("", "", "boom", "CUDA out of memory", "Address already in use")),
-    )
-    luck = rng.random()
-    if luck < 0.05:
-        plan.birth_error = rng.choice((("", "no memory"), ("", "busy"), ("ENOENT", "/bin/nope")))
-    elif luck < 0.22 and policy.has_readiness:
-        status = rng.choice((0, 1 << 8, 1 << 8, 2 << 8, 9, 11))
-        plan.start_exit = (rng.choice((0.0, 1.0, 60.0)), status)
-        plan.exec_error = "ENOENT" if rng.random() < 0.1 else ""
-    elif luck < 0.27 and policy.has_readiness:
-        plan.ready_s = FOREVER
-    elif luck < 0.9 or policy.oneshot:
-        kind = rng.choice(("exit",) * 5 + ("shim", "freeze"))
-        status = rng.choice((0, 1 << 8, 9, 2 << 8)) if kind == "exit" else rng.choice((0, 1))
-        plan.run_end = (rng.choice((0.0, 1.0, 30.0, 30.0, 590.0, 650.0, 4000.0)), kind, status)
-    if rng.random() < 0.08:
-        plan.bye = (rng.choice(("config", "oom-load", "engine-died")), "it says why")
-    if rng.random() < 0.06:
-        plan.kill_s = plan.rest_s = FOREVER
-    return plan
 
 
 def run_seed(seed: int, *, verbose: bool = False) -> Report:
     """Run one seed; AssertionError with the story if it fails."""
     run = Run(seed, verbose=verbose)
     try:
-        return run.go()
+        with inside(run.world):
+            return run.go()
     except AssertionError as error:
         story = "\n".join(run.report.lines[-60:])
         raise AssertionError(f"seed {seed}: {error}\n{story}") from error

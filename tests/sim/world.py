@@ -8,59 +8,19 @@ a dead daemon.
 
 import heapq
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
 from orchestrator.core import events as e
 from orchestrator.core.reasons import Cause, Reason
-from orchestrator.core.state import Phase, routable
+from orchestrator.core.state import LIVE, Phase, routable
+from tests.sim.gpus import Cards
+from tests.sim.lives import FOREVER, Life
+from tests.sim.loop import Loop
 
-FOREVER = 1e12
 LATENCY_MAX_S = 0.5
 SILENT = Reason(Cause.UNHEALTHY, "silent for 30 s")
-
-
-@dataclass
-class Plan:
-    birth_s: float = 0.01
-    birth_error: tuple[str, str] | None = None
-    ready_s: float = 2.0
-    start_exit: tuple[float, int] | None = None
-    run_end: tuple[float, str, int] | None = None
-    obeys_s: float = 0.1
-    swallows_term_while_loading: bool = False
-    rest_s: float = 0.0
-    kill_s: float = 0.02
-    reap_s: float = 0.0
-    tail: str = ""
-    exec_error: str = ""
-    bye: tuple[str, str] | None = None
-    works_to_an_end: bool = False
-
-
-@dataclass
-class Life:
-    replica: str
-    member: int
-    incarnation: int
-    plan: Plan
-    born: bool = False
-    born_at: float = FOREVER
-    shim: bool = False
-    main: bool = False
-    rest: bool = False
-    ready: bool = False
-    died_at: float = FOREVER
-    frozen_at: float = FOREVER
-    status: int | None = None
-    record: e.ExitFacts | None = None
-    terms: int = 0
-    told: set = field(default_factory=set)
-    killed: bool = False
-    gone: bool = False
-
-    @property
-    def alive(self) -> bool:
-        return self.main or self.rest
+PEER = Reason(Cause.PEER, "another of its group has failed")
 
 
 @dataclass
@@ -76,6 +36,11 @@ class World:
     sequence: int = 0
     epochs: int = 0
     planner: object = None
+    groups: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.loop = Loop(self)
+        self.cards = Cards(self)
 
     # -- the clock ------------------------------------------------------------------------------
 
@@ -88,9 +53,6 @@ class World:
     def next_epoch(self) -> int:
         self.epochs += 1
         return self.epochs
-
-    def requests_pending(self) -> bool:
-        return any(call == self.operator.deliver for _, _, call, _ in self.queue)
 
     def tick(self) -> bool:
         """Run the next thing; False when nothing is left to happen."""
@@ -116,8 +78,13 @@ class World:
             self.at(due - self.now + late_s, self.hear, life.replica, event, epoch)
 
     def hear(self, replica, event, epoch) -> None:
-        if self.daemon is not None and self.daemon.epoch == epoch:
-            self.daemon.handle(replica, event)
+        if self.daemon is None or self.daemon.epoch != epoch:
+            return
+        then = None
+        if isinstance(event, e.TreeEmptied):
+            life = self.find(replica, event.member, event.incarnation)
+            then = partial(setattr, life, "removed", True)
+        self.daemon.handle(replica, event, then)
 
     # -- what the daemon's actions do -----------------------------------------------------------
 
@@ -141,6 +108,7 @@ class World:
         assert not twice, f"{life.replica}: two incarnations alive at once"
         life.born = life.shim = life.main = life.rest = True
         life.born_at = self.now
+        self.cards.born(life)
         self.at(2.0, self.check_told, life, self.epoch)
         self.say(life, "zygote", e.Spawned(life.member, life.incarnation, 100 + self.sequence))
         if plan.start_exit is not None:
@@ -148,12 +116,33 @@ class World:
             self.at(after_s, self.exit, life, status)
         elif plan.ready_s < FOREVER:
             self.at(plan.ready_s, self.become_ready, life)
+        if plan.asks_more_s and plan.ready_s > 0.0:
+            self.at(min(plan.ready_s, 1700.0) / 2, self.ask_more, life)
 
-    def fail_start(self, life: Life, status: int) -> None:
-        if self.faults:
-            self.exit(life, status)
-        else:
-            self.become_ready(life)
+    def ask_more(self, life: Life) -> None:
+        """A start that takes long says so; sometimes again and again."""
+        if life.main and not life.ready:
+            asked = e.StartExtended(life.member, life.incarnation, life.plan.asks_more_s)
+            self.say(life, "zmq", asked)
+            self.at(max(60.0, life.plan.asks_more_s * 0.9), self.ask_more, life)
+
+    def spread(self, name: str) -> None:
+        """In some groups one's failure ends those that come after it, too."""
+        for other in self.groups.get(name, ()):
+            state = self.daemon.state(other)
+            if state.phase in LIVE:
+                self.daemon.handle(other, e.PeerLost(state.incarnation, PEER))
+                if self.faults and self.rng.random() < 0.2:
+                    late = e.PeerLost(state.incarnation, PEER)
+                    self.at(30.0, self.hear, other, late, self.epoch)
+
+    def unborn(self) -> set:
+        """Replicas of which a birth is ordered and neither confirmed nor refused."""
+        return {
+            name
+            for name, lives in self.lives.items()
+            if any(not (life.born or life.gone) for life in lives)
+        }
 
     def become_ready(self, life: Life) -> None:
         if not life.main:
@@ -290,6 +279,7 @@ class World:
         if life.plan.kill_s >= FOREVER / 2 and life.rest and self.faults and life.killed:
             return
         life.rest, life.gone = False, True
+        self.cards.gone(life)
         tail, error = life.plan.tail, life.plan.exec_error
         facts = e.ExitFacts(status=life.status, tail=tail, exec_error=error)
         if life.shim:
@@ -314,7 +304,7 @@ class World:
         dead = self.now - life.died_at >= 1.5 - 1e-6
         if not (frozen or dead) or epoch != self.epoch or self.daemon is None:
             return
-        state = self.daemon.states[life.replica]
+        state = self.daemon.state(life.replica)
         if state.incarnation == life.incarnation:
             assert not routable(state), f"{life.replica}: routable while not serving"
 
@@ -322,7 +312,7 @@ class World:
         """Whoever is to end has heard of it."""
         if not life.main or epoch != self.epoch or self.daemon is None:
             return
-        state = self.daemon.states[life.replica]
+        state = self.daemon.state(life.replica)
         to_end = state.incarnation == life.incarnation and state.phase is Phase.STOPPING
         if to_end and self.now - max(state.entered_at, life.born_at) >= 2.0 - 1e-6:
             assert life.terms or life.killed, f"{life.replica}: to end, and nobody says so"
@@ -330,7 +320,7 @@ class World:
     def check_flagged(self, life: Life, epoch: int) -> None:
         if not life.alive or epoch != self.epoch or self.daemon is None:
             return
-        state = self.daemon.states[life.replica]
+        state = self.daemon.state(life.replica)
         assert state.incarnation == life.incarnation, f"{life.replica}: went on without the tree"
         assert state.unkillable, f"{life.replica}: unkillable, and nobody says so"
 
@@ -339,6 +329,7 @@ class World:
     def release(self) -> None:
         """Faults stop: what is stuck comes loose, what is frozen thaws."""
         self.faults = False
+        self.cards.release()
         for lives in self.lives.values():
             for life in lives:
                 self.thaw(life)
@@ -360,6 +351,7 @@ class World:
     def reboot(self) -> None:
         for lives in self.lives.values():
             for life in lives:
+                self.cards.gone(life)
                 life.main = life.rest = life.shim = life.ready = False
                 life.gone, life.record = True, None
 
