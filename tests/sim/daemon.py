@@ -13,6 +13,7 @@ from unittest import mock
 from orchestrator.core import actions as a
 from orchestrator.core import adopt, replica
 from orchestrator.core import events as e
+from orchestrator.core.fleet import TOGETHER
 from orchestrator.core.state import AT_REST, LIVE, Phase, routable
 from orchestrator.daemon import supervisor
 from orchestrator.daemon.unit import Unit, UnitSpec
@@ -59,12 +60,14 @@ class Daemon:
         self.supervisor.add(Unit(self.spec(name), self.saved(name).state) for name in self.ids)
         self.sampler = Sampler(self, world.cards)
         self.decided = None
+        self.fresh: dict = {}
 
     def spec(self, name: str) -> UnitSpec:
         return UnitSpec(
             id=self.ids[name], kind="process", model="", policy=self.fleet.policies[name],
             members=(), logs=(), log_max_bytes=1, log_backups=1, cwd="/",
             needs=tuple(self.fleet.needs[self.ids[name]]),
+            bonds=tuple(self.fleet.bonds.get(name, ())),
         )  # fmt: skip
 
     def saved(self, name: str):
@@ -99,7 +102,13 @@ class Daemon:
         event, before, after, actions = self.decided
         assert after is state, f"{name}: saved what was not decided"
         self.disk[name] = adopt.encode(adopt.Saved(self.boot, state))
-        self.ledgers[name].observe(event, before, after, actions, self.world.now)
+        ledger = self.ledgers[name]
+        failed = ledger.is_failing
+        ledger.observe(event, before, after, actions, self.world.now)
+        if ledger.is_failing and not failed:
+            self.expect_falls(name)
+        first, _ = self.fresh.get(name, (before, after))
+        self.fresh[name] = first, after
         if any(isinstance(action, a.Spawn) for action in actions):
             self.check_start(name)
         self.perhaps_die()
@@ -110,9 +119,9 @@ class Daemon:
     def settled(self, unit) -> None:
         """The step is over, and what follows for others is begun."""
         self.sampler.arm()
-        _, before, after, _ = self.decided
-        if unit.state is after:
-            self.look_at(str(unit.id), before, after)
+        fresh, self.fresh = self.fresh, {}
+        for name, (before, after) in fresh.items():
+            self.look_at(name, before, after)
 
     def look_at(self, name: str, before, after) -> None:
         self.check(name, before, after)
@@ -120,11 +129,17 @@ class Daemon:
             return
         for life in self.world.lives.get(name, ()):
             self.world.at(2.0, self.world.check_told, life, self.epoch)
-        if after.fault is not None:
-            self.world.spread(name)
         self.world.operator.aim(name)
         if self.world.rng.random() < 0.02:
             self.world.at(self.world.rng.choice((0.0, 0.3, 3.0)), self.die, self.epoch)
+
+    def expect_falls(self, name: str) -> None:
+        """It has failed: who is bound to it by a group will be down soon."""
+        for other, bonds in self.fleet.bonds.items():
+            if any(bond.group and str(bond.on) == name for bond in bonds):
+                state = self.state(other)
+                args = other, state.incarnation, self.epoch
+                self.world.at(2.0, self.world.check_fell, *args)
 
     def perhaps_die(self) -> None:
         if self.world.faults and self.world.rng.random() < DEATH_CHANCE:
@@ -176,6 +191,10 @@ class Daemon:
         """At the moment of a start all that it needs is there, not merely was, and no crowd."""
         for need in self.fleet.needs[self.ids[name]]:
             phase = self.state(str(need.on)).phase.value
+            if need.condition == TOGETHER:
+                broken = self.ledgers[str(need.on)].is_broken
+                assert not broken, f"{name}: started, and {need.on} of its group is broken"
+                continue
             fine = CONDITIONS[need.condition]
             assert phase in fine, f"{name}: started while {need.on} is {phase}"
         unborn = self.world.unborn() - {name}
@@ -206,7 +225,7 @@ class Daemon:
             for event in events:
                 self.handle(name, event)
         self.supervisor.catch_up()
-        self.adopting = False
+        self.adopting, self.fresh = False, {}
         for unit in self.units():
             self.check(str(unit.id), unit.state, unit.state)
         self.sampler.arm()
@@ -247,6 +266,7 @@ def inside(world):
     with (
         mock.patch.object(supervisor, "BIRTHS_MAX", BIRTHS_MAX),
         mock.patch.object(supervisor, "step", step),
+        mock.patch.object(supervisor, "say_failed"),
     ):
         _set_running_loop(world.loop)
         try:

@@ -7,7 +7,10 @@ number of steps; some are large, so that there is a crowd.
 from dataclasses import dataclass, field
 from random import Random
 
-from orchestrator.core.fleet import Need
+import msgspec
+
+from orchestrator.core.fleet import TOGETHER, Need
+from orchestrator.core.groups import Bond
 from orchestrator.core.policy import Gpu, GpuMode, Policy, Restart
 from orchestrator.core.state import Hold
 from orchestrator.wire.ids import ReplicaId
@@ -17,11 +20,11 @@ from tests.sim.lives import FOREVER, Plan
 
 @dataclass
 class Fleet:
-    """`groups`: who ends with whom; `cards_of`: which cards a replica needs."""
+    """`bonds`: with whom a replica goes down; `cards_of`: which cards it needs."""
 
     policies: dict = field(default_factory=dict)
     needs: dict = field(default_factory=dict)
-    groups: dict = field(default_factory=dict)
+    bonds: dict = field(default_factory=dict)
     cards: dict = field(default_factory=dict)
     cards_of: dict = field(default_factory=dict)
 
@@ -53,10 +56,33 @@ def fleet_of(rng: Random) -> Fleet:
         )
         fleet.needs[name] = wants
         ids.append(name)
-    if rng.random() < 0.25:
-        names = list(fleet.policies)
-        fleet.groups = {name: names[at + 1 :] for at, name in enumerate(names)}
+    if rng.random() < 0.3:
+        bind(rng, fleet, ids)
     return fleet
+
+
+def bind(rng: Random, fleet: Fleet, ids: list) -> None:
+    """One group of all that has no needs and never completes; or dependants that restart, too."""
+    strategy = rng.choice(("one-for-all", "rest-for-one", "dependants"))
+    if strategy == "dependants":
+        for name, needs in fleet.needs.items():
+            fleet.bonds[str(name)] = [Bond(need.on) for need in needs]
+        return
+    free = [name for name in ids if not fleet.needs[name]]
+    group = [name for name in free if not may_complete(fleet.policies[str(name)])]
+    for at, name in enumerate(group):
+        together = strategy == "one-for-all"
+        others = [other for other in group if other != name] if together else group[:at]
+        fleet.bonds[str(name)] = [Bond(other, "g") for other in others]
+        fleet.needs[name] = [Need(other, TOGETHER if together else "started") for other in others]
+        policy = fleet.policies[str(name)]
+        if others:
+            holds = (Hold.DEPENDENCY, *policy.holds)
+            fleet.policies[str(name)] = msgspec.structs.replace(policy, holds=holds)
+
+
+def may_complete(policy: Policy) -> bool:
+    return policy.oneshot or policy.restart is not Restart.ALWAYS
 
 
 def draw_cards(rng: Random, fleet: Fleet, name: str) -> Gpu:

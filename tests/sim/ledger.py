@@ -17,6 +17,8 @@ ALLOWED = {"config": 0, "oom-load": 1, "start-timeout": 1, "port-in-use": 3, "st
 BEFORE_READY = {"config", "oom-load", "port-in-use"}
 LOG_SAYS = {"CUDA out of memory": "oom-load", "Address already in use": "port-in-use"}
 CONFIG_EXITS = {2, 127}
+FREE = {"interrupted", "peer", "dependency"}
+SLOW_S = {"oom-load": 10}
 EPSILON = 1e-6
 
 
@@ -96,7 +98,7 @@ class Ledger:
             self.exhausted = True
         book = self.book
         if isinstance(event, e.PeerLost):
-            self.blame(0, "peer", now)
+            self.blame(0, event.reason.cause.value, now)
         if book is None or not hasattr(event, "member"):
             return
         listen = LISTEN.get(type(event))
@@ -229,7 +231,7 @@ class Ledger:
             return
         if book.completing:
             self.completed = True
-        elif not book.asked and book.cause not in {"interrupted", "peer"}:
+        elif not book.asked and book.cause not in FREE:
             self.charge(book, now)
 
     def charge(self, book, now) -> None:
@@ -247,7 +249,9 @@ class Ledger:
             count = self.tallies[book.cause] = self.tallies.get(book.cause, 0) + 1
             self.exhausted = count > ALLOWED.get(book.cause, 2)
         pause_s = 0 if rested else min(60, 2 ** (self.row - 1))
-        self.earliest, self.latest = now + 0.9 * pause_s, now + 1.1 * pause_s
+        at_least = SLOW_S.get(book.cause, 0)
+        self.earliest = now + max(0.9 * pause_s, at_least)
+        self.latest = now + max(1.1 * pause_s, at_least)
 
     def open(self, spawns, now) -> None:
         numbers = {spawn.incarnation for spawn in spawns}
@@ -275,6 +279,18 @@ class Ledger:
         self.earliest = self.latest = 0.0
         if finished:
             self.wish = "down"
+
+    @property
+    def is_failing(self) -> bool:
+        """It went wrong by itself, and its life isn't over yet."""
+        book = self.book
+        return book is not None and book.cause is not None and book.cause not in FREE
+
+    @property
+    def is_broken(self) -> bool:
+        """It is wanted, and a failure keeps it down."""
+        ends = self.book is not None and self.book.cause not in {None, "interrupted"}
+        return self.wish == "up" and (ends or self.exhausted)
 
     # -- the verdict ----------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from random import Random
 
 from orchestrator.core import adopt, replica
 from orchestrator.core import events as e
-from orchestrator.core.fleet import MET_BY
+from orchestrator.core.fleet import MET_BY, TOGETHER
 from orchestrator.core.state import Phase, State, routable
 from tests.sim.daemon import BIRTHS_MAX, Daemon, DiedError, inside
 from tests.sim.fleets import fleet_of, troubled_plan
@@ -108,7 +108,6 @@ class Run:
         self.report = Report(verbose=verbose)
         self.fleet = fleet_of(rng)
         self.policies, self.needs = self.fleet.policies, self.fleet.needs
-        self.world.groups = self.fleet.groups
         self.world.cards.of, self.world.cards.cards = self.fleet.cards_of, self.fleet.cards
         names = list(self.policies)
         self.mood = rng.choice(("mixed", "mixed", "mixed", "crashy", "freezy"))
@@ -223,6 +222,10 @@ class Run:
     def waits_in_vain(self, name: str) -> bool:
         for need in self.needs[self.world.daemon.ids[name]]:
             other = self.world.daemon.state(str(need.on))
+            if need.condition == TOGETHER:
+                if other.phase is Phase.FAILED:
+                    return True
+                continue
             if other.phase not in MET_BY[need.condition] and self.is_settled(str(need.on)):
                 return True
         return False

@@ -13,14 +13,13 @@ from random import Random
 
 from orchestrator.core import events as e
 from orchestrator.core.reasons import Cause, Reason
-from orchestrator.core.state import LIVE, Phase, routable
+from orchestrator.core.state import Phase, routable
 from tests.sim.gpus import Cards
 from tests.sim.lives import FOREVER, Life
 from tests.sim.loop import Loop
 
 LATENCY_MAX_S = 0.5
 SILENT = Reason(Cause.UNHEALTHY, "silent for 30 s")
-PEER = Reason(Cause.PEER, "another of its group has failed")
 
 
 @dataclass
@@ -36,7 +35,6 @@ class World:
     sequence: int = 0
     epochs: int = 0
     planner: object = None
-    groups: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.loop = Loop(self)
@@ -125,16 +123,6 @@ class World:
             asked = e.StartExtended(life.member, life.incarnation, life.plan.asks_more_s)
             self.say(life, "zmq", asked)
             self.at(max(60.0, life.plan.asks_more_s * 0.9), self.ask_more, life)
-
-    def spread(self, name: str) -> None:
-        """In some groups one's failure ends those that come after it, too."""
-        for other in self.groups.get(name, ()):
-            state = self.daemon.state(other)
-            if state.phase in LIVE:
-                self.daemon.handle(other, e.PeerLost(state.incarnation, PEER))
-                if self.faults and self.rng.random() < 0.2:
-                    late = e.PeerLost(state.incarnation, PEER)
-                    self.at(30.0, self.hear, other, late, self.epoch)
 
     def unborn(self) -> set:
         """Replicas of which a birth is ordered and neither confirmed nor refused."""
@@ -307,6 +295,14 @@ class World:
         state = self.daemon.state(life.replica)
         if state.incarnation == life.incarnation:
             assert not routable(state), f"{life.replica}: routable while not serving"
+
+    def check_fell(self, name: str, incarnation: int, epoch: int) -> None:
+        """Whoever is bound to one that failed has gone down with it."""
+        if self.daemon is None or epoch != self.epoch:
+            return
+        state = self.daemon.state(name)
+        stands = state.incarnation == incarnation and state.phase in {Phase.STARTING, Phase.READY}
+        assert not stands, f"{name}: lives on, and what it is bound to has failed"
 
     def check_told(self, life: Life, epoch: int) -> None:
         """Whoever is to end has heard of it."""
