@@ -1,9 +1,12 @@
 """Groups and dependants, in the daemon's loop with made-up processes: who goes down with whom."""
 
+import random
+
 import pytest
 
 from orchestrator.core import actions as a
 from orchestrator.core import events as e
+from orchestrator.core import groups
 from orchestrator.core.reasons import Cause
 from orchestrator.core.state import Phase
 from tests.unit.daemon_stage import Stage
@@ -74,6 +77,21 @@ class Family:
 
     def restart(self, letter: str) -> None:
         self.stage.call(self.stage.supervisor.request, self.unit(letter), e.RestartRequested)
+
+    def happen(self, rng: random.Random) -> None:
+        """One thing that could happen to one of them now."""
+        unit = self.unit(rng.choice("abc"))
+        letter, phase = unit.id.role, unit.state.phase
+        facts = {
+            Phase.STARTING: lambda: self.stage.born(unit),
+            Phase.READY: lambda: self.crash(letter),
+            Phase.STOPPING: lambda: self.stage.empty(unit, 9),
+        }
+        verb = rng.choice([self.stop, self.start, self.restart, self.crash, None, None, None, None])
+        if verb is None:
+            facts.get(phase, lambda: self.stage.jump(rng.choice([0.5, 5.0, 50.0])))()
+        elif verb != self.crash or phase in {Phase.STARTING, Phase.READY}:
+            verb(letter)
 
     def lives(self) -> str:
         """The incarnations of a, b, c, in this order."""
@@ -247,3 +265,25 @@ def test_a_daemon_that_died_in_a_fall_is_not_the_end_of_it(family):
     here.stage.supervisor._bonds = bonds
     here.stage.call(here.stage.supervisor.catch_up)
     assert set(here.phases().values()) == {"stopping"}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_happens_nobody_lives_beside_a_broken_peer_and_all_come_back(stage, seed):
+    rng = random.Random(seed)
+    strategy = rng.choice(["one-for-all", "rest-for-one"])
+    text = GROUP.replace("STRATEGY", strategy).replace("jitter = 0", "jitter = 0, attempts = 2")
+    if rng.random() < 0.5:
+        text += 'depends-on = ["a"]\n'
+    if rng.random() < 0.5 and "depends-on" in text:
+        text += 'on-dependency-restart = "restart"\n'
+    here = Family(stage, text)
+    for _ in range(120):
+        here.happen(rng)
+        supervisor = stage.supervisor
+        assert groups.overdue_losses(supervisor._bonds["g"], supervisor._states("g")) == []
+    for letter in "abc":
+        here.start(letter)
+    for _ in range(4):
+        here.settle()
+        stage.jump(100.0)
+    assert set(here.phases().values()) == {"ready"}, (seed, here.phases())
