@@ -52,13 +52,15 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     """How long a start may take, and how long a starting worker gets when it is to stop.
 
     A worker may ask for more time, up to `timeout_max_s` in all. What can't say that it is ready
-    (no `has_readiness`) is so when it has lived for `settle_s`. `stop_grace_s` is short because
-    vLLM swallows a SIGTERM that comes while it loads.
+    (no `has_readiness`) is so when it has lived for `settle_s`. Without any sign of progress for
+    `stall_event_s` a start is said to stand still, and nothing is done about it. `stop_grace_s` is
+    short because vLLM swallows a SIGTERM that comes while it loads.
     """
 
     timeout_s: float = 1800.0
     timeout_max_s: float = 7200.0
     settle_s: float = 0.0
+    stall_event_s: float = 300.0
     stop_grace_s: float = 5.0
 
 

@@ -95,7 +95,7 @@ class Hearing:
             self._watch(heard)
         assert heard.watch is not None, "just granted"
         now = asyncio.get_running_loop().time()
-        heard.watch, news = liveness.hear(heard.watch, _vitals(beat), now, unit.spec.policy)
+        heard.watch, news = liveness.hear(heard.watch, _vitals(beat), now, unit.policy)
         self._tell(life, news)
 
     def _tell(self, life: LifeId, news: liveness.Finding | None) -> None:
@@ -142,7 +142,7 @@ class Hearing:
         looks = [
             at
             for unit, _, _, watch in self._watched()
-            if (at := lease.next_look_at(watch.lease, unit.spec.policy.lease)) is not None
+            if (at := lease.next_look_at(watch.lease, unit.policy.lease)) is not None
         ]
         if self._timer is not None:
             self._timer.cancel()
@@ -154,7 +154,7 @@ class Hearing:
         now = asyncio.get_running_loop().time()
         for unit, life, heard, watch in self._watched():
             who = _who(life, heard)
-            heard.watch, news = liveness.look(watch, who, now, unit.spec.policy)
+            heard.watch, news = liveness.look(watch, who, now, unit.policy)
             self._tell(life, news)
         self._arm()
 

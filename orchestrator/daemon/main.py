@@ -44,6 +44,7 @@ from orchestrator.daemon.nursery import Nursery
 from orchestrator.daemon.prober import Prober
 from orchestrator.daemon.publisher import Publisher
 from orchestrator.daemon.reading import FAILED, RefusedError
+from orchestrator.daemon.stalls import Stalls
 from orchestrator.daemon.supervisor import Supervisor
 from orchestrator.daemon.systemd import Systemd
 from orchestrator.daemon.unit import Unit
@@ -159,6 +160,7 @@ class Daemon:
         self._deployments = Deployments(
             run_dir, state_dir, self._supervisor, self._publisher, self._end_if_idle
         )
+        self._stalls = Stalls(self._supervisor, self._publisher)
         self._hearing = Hearing(
             self._supervisor, self._deployments.greeted, self._deployments.applied
         )
@@ -192,6 +194,7 @@ class Daemon:
     def changed(self, unit: Unit, before: State) -> None:
         """See `Deployments.changed`, and `Launcher.note_shared_memory` of an engine just ready."""
         self._deployments.changed(unit, before)
+        self._stalls.changed(unit)
         if Phase.READY is unit.state.phase is not before.phase:
             self._launcher.note_shared_memory(unit)
         self._gate.changed(unit, before)

@@ -42,6 +42,7 @@ def _policy(
             timeout_max_s=max(start.timeout_s, start.timeout_max_s),
             stop_grace_s=start.stop_grace_s,
             settle_s=start.settle_s,
+            stall_event_s=start.stall_event_s,
         ),
         stop=policy.Stop(
             drain_s=stop.drain_s,

@@ -9,7 +9,7 @@ from orchestrator.core.reasons import Cause
 from orchestrator.core.state import Await, Phase, State, Want
 from orchestrator.daemon.deployment import Deployment
 from orchestrator.daemon.routing import ENGINE_KINDS
-from orchestrator.daemon.unit import Unit
+from orchestrator.daemon.unit import Heard, Unit
 from orchestrator.wire import snapshot
 from orchestrator.wire.ids import ReplicaId
 
@@ -33,6 +33,15 @@ def deadline_of(state: State, now: float) -> snapshot.Deadline | None:
     return snapshot.Deadline(what=LEADS_TO[deadline.what], in_s=max(0.0, deadline.at - now))
 
 
+def progress(heard: Heard) -> str:
+    """What a starting worker does; and that nothing comes of it, if so."""
+    stalled = heard.stall
+    if stalled is None or not stalled.told:
+        return heard.progress
+    silence = f"nothing new for {stalled.silent_s:.0f} s"
+    return f"{heard.progress}; {silence}" if heard.progress else silence
+
+
 def worker(unit: Unit, member: int) -> snapshot.WorkerStatus:
     """One member's process."""
     planned = unit.spec.members[member]
@@ -47,7 +56,7 @@ def worker(unit: Unit, member: int) -> snapshot.WorkerStatus:
         ports={name: port for name, port in planned.ports.items() if port}
         | (heard.ports if heard else {}),
         engine=planned.engine,
-        progress=heard.progress if heard and starting else "",
+        progress=progress(heard) if heard and starting else "",
         percent=heard.percent if heard and starting else None,
         inflight=beat.inflight if beat else 0,
         requests=beat.requests if beat else 0,

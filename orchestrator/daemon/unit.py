@@ -14,6 +14,7 @@ from orchestrator.core.liveness import Watch
 from orchestrator.core.plan import PlannedWorker
 from orchestrator.core.policy import Policy
 from orchestrator.core.probe import Probe
+from orchestrator.core.stall import Stall
 from orchestrator.core.state import State, routable
 from orchestrator.wire.ids import LifeId, ReplicaId
 from orchestrator.wire.messages import Beat, Hello
@@ -56,6 +57,7 @@ class Heard:
     hello: Hello | None = None
     beat: Beat | None = None
     watch: Watch | None = None
+    stall: Stall | None = None
     progress: str = ""
     percent: float | None = None
     main_pid: int | None = None

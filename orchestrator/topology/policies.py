@@ -73,6 +73,11 @@ class StartPolicy(Table):
         default=1.0,
         description="A command without `ready` is ready when it has lived for so long.",
     )
+    stall_event_s: PositiveDuration = Field(
+        default=300.0,
+        description="A start whose log and progress haven't changed for this long is reported as "
+        "stalled (an event, and a word in `status`), and goes on.",
+    )
     stop_grace_s: Duration = Field(
         default=5.0,
         description="SIGTERM to tree kill while still starting; short, because vLLM ignores "

@@ -16,6 +16,7 @@ from orchestrator.daemon.deployments import Deployments
 from orchestrator.daemon.hearing import Hearing
 from orchestrator.daemon.prober import Prober
 from orchestrator.daemon.reading import read
+from orchestrator.daemon.stalls import Stalls
 from orchestrator.daemon.supervisor import Supervisor
 from orchestrator.host.rundir import RunDir, StateDir
 from orchestrator.wire import messages
@@ -68,6 +69,7 @@ class Stage:
         self.deployments = Deployments(
             self.run_dir, self.state_dir, self.supervisor, self, self.count_gone
         )
+        self.stalls = Stalls(self.supervisor, self)
         self.hearing = Hearing(self.supervisor, self.deployments.greeted, self.deployments.applied)
         self.prober = Prober(self.supervisor, self)
         self.questions: list[tuple[str, asyncio.Future[str]]] = []
@@ -91,6 +93,7 @@ class Stage:
     def changed(self, unit, before) -> None:
         self.deployments.changed(unit, before)
         self.prober.changed(unit)
+        self.stalls.changed(unit)
 
     def settled(self, unit) -> None:
         self.deployments.settled(unit)

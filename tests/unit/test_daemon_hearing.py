@@ -1,9 +1,13 @@
 """What workers say: present lives are believed, stale ones aren't, and silence is judged."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from orchestrator.core import actions as a
 from orchestrator.core import events as e
+from orchestrator.daemon import snapshot
 from orchestrator.wire import messages as m
 from tests.unit.daemon_stage import AGG, CHAIN
 
@@ -184,3 +188,33 @@ def test_the_timer_ends_with_the_last_lease(stage, worker):
         stage.empty(unit)
     stage.after(2.0)
     assert stage.timers() == 0
+
+
+STALL = AGG.replace("replicas = 2", 'replicas = 1\nstart = { stall-event = "60s" }')
+
+
+def test_a_start_without_a_sign_of_life_is_reported_once_and_goes_on(stage):
+    stage.up(STALL)
+    unit = stage.unit("agg/worker-0")
+    stage.born(unit)
+    stage.say(unit, m.Progress(stage.life(unit), "loading weights", 40.0))
+    stage.after(55)
+    stage.say(unit, m.Progress(stage.life(unit), "loading weights", 41.0))
+    stage.after(55)
+    Path(unit.spec.logs[0]).parent.mkdir(parents=True)
+    Path(unit.spec.logs[0]).write_text("a line")
+    stage.after(55)
+    assert ("agg/worker-0.0#1", "start-stalled") not in stage.told()
+    stage.after(120)
+    assert stage.told().count(("agg/worker-0.0#1", "start-stalled")) == 1
+    shown = snapshot.worker(unit, 0).progress
+    assert re.fullmatch(r"loading weights; nothing new for 1\d\d s", shown)
+    assert stage.phase("agg/worker-0") == "starting"
+    stage.say(unit, m.Progress(stage.life(unit), "compiling"))
+    stage.after(6)
+    assert snapshot.worker(unit, 0).progress == "compiling"
+
+
+def test_nothing_looks_for_stalls_when_nothing_starts(stage):
+    stage.serve(AGG)
+    assert stage.timers() == 1, "the leases' own"
