@@ -9,6 +9,7 @@ import socket
 from orchestrator.host import procfs
 from orchestrator.host.rundir import RunDir
 from orchestrator.wire.ids import LifeId
+from tests.e2e import gpus
 from tests.e2e.conftest import zombie
 from tests.e2e.test_crashes import ASK, answers
 from tests.e2e.test_up_down import request
@@ -181,3 +182,23 @@ command = ["sh", "-c", "sleep 0.2; echo 'bind: 127.0.0.1:{port}: Address already
     assert (
         f"port {port} is in use by pid {os.getpid()} (" in replica["reason"] + replica["evidence"]
     )
+
+
+def test_a_gang_waits_for_the_gpus_of_all_its_ranks(dynorch):
+    fake = gpus.FakeGpus(dynorch.root / "gpus.json", 2)
+    dynorch.env["DYNORCH_GPU_PROVIDER"] = f"fake:{fake.path}"
+    text = gang(2, "pinned = true").replace("[roles.worker]", "[roles.worker]\ngpus = 1")
+    dynorch("up", "-d", dynorch.file(text + '[gpu]\ninterval = "50ms"\n'))
+    before = workers(dynorch)
+    assert [worker["gpus"] for worker in before] == [["0"], ["1"]]
+    fake.hold(1, 70.0)
+    os.kill(before[0]["pid"], signal.SIGKILL)
+
+    def held():
+        replica = dynorch.replica("worker")
+        return replica["phase"] == "waiting" and "GPU 1 (GPU-1-fake)" in replica["reason"]
+
+    eventually(held, within_s=30)
+    assert dynorch.replica("worker")["incarnation"] == 1, "neither of them, though GPU 0 is free"
+    fake.free(1)
+    back(dynorch, 2)
