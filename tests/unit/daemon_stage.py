@@ -54,6 +54,8 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 class Stage:
+    inventory = Inventory()
+
     def __init__(self, folder) -> None:
         self.loop = Loop()
         self.raised: list[dict] = []
@@ -149,7 +151,7 @@ class Stage:
 
     def deployment(self, text: str, **kept) -> Deployment:
         kept = Kept(
-            file="/t.toml", text=text, variables={}, engine="sim", inventory=Inventory(), **kept
+            file="/t.toml", text=text, variables={}, engine="sim", inventory=self.inventory, **kept
         )
         return Deployment(kept, *read(kept))
 
