@@ -109,14 +109,15 @@ def diagnose(end: End) -> Reason:
         return exec_failure(facts.exec_error, facts.command, end.name)
     lines = parse(facts.tail)
     ending = ended(describe_status(facts.status), end.ready_s)
-    said = printable(end.bye_text or own_words(lines))
+    words = (end.bye_text or own_words(lines)).strip()
+    said = printable(words)
     starved = out_of_memory(end, said, lines, ending)
     if starved is not None:
         return starved
     claimed = claim(end)
     if claimed is not None and claimed not in VAGUE and claimed is not Cause.CONFIG:
         return Reason(claimed, said or ending, advice_for(claimed, end))
-    heard = sorted(worth_hearing(end, said, lines), key=lambda one: one.depth)
+    heard = sorted(worth_hearing(end, words, lines), key=lambda one: one.depth)
     for hearsay in (False, True):
         for finding in heard:
             known = look_up(finding, end, lines, hearsay=hearsay)
@@ -134,11 +135,11 @@ def claim(end: End) -> Cause | None:
     return cause
 
 
-def worth_hearing(end: End, said: str, lines: list[Line]) -> Iterator[Finding]:
+def worth_hearing(end: End, words: str, lines: list[Line]) -> Iterator[Finding]:
     """List what may tell why: last words, the log, and the signal that ended the main process."""
     killer = signal_of(end.facts.status)
-    if said:
-        yield spoken(said + shm_words(said, end.facts))
+    if words:
+        yield spoken(words + shm_words(words, end.facts))
     if killer not in FROM_OUTSIDE:
         if end.ready_s is not None:
             lines = recent(lines, RECENT_S, RECENT_LINES)

@@ -2,10 +2,12 @@
 
 import pytest
 
+from orchestrator.core import events as e
 from orchestrator.core.diagnosis import End, diagnose, exec_failure
 from orchestrator.core.events import ExitFacts
 from orchestrator.core.log_lines import last_line
 from orchestrator.core.reasons import Cause
+from tests.unit.core_driver import SILENT, Driver
 
 
 def reason_of(ready_s=None, *, bye=("", ""), **facts):
@@ -111,3 +113,33 @@ def test_an_unknown_exec_error_is_worth_another_try():
 def test_foreign_lines_are_made_fit_for_one_line():
     assert last_line("x\n\x1b[31mred\x1b[0m\tend  \n \n") == "red end"
     assert len(last_line("y" * 10_000)) == 240
+
+
+def test_a_start_that_hung_is_explained_by_what_its_log_says():
+    nixl = """\
+(EngineCore pid=8) Exception in thread nixl_handshake_listener:
+(EngineCore pid=8) Traceback (most recent call last):
+(EngineCore pid=8)   File "/usr/lib/python3.11/threading.py", line 1045, in _bootstrap_inner
+(EngineCore pid=8) zmq.error.ZMQError: Address already in use (addr='tcp://127.0.0.1:5600')
+"""
+    driver = Driver().start().born().deadline()
+    driver.empty(status=9, tail=nixl)
+    reason = driver.state.last_failure
+    assert reason.cause is Cause.START_TIMEOUT
+    assert "was not ready after 30 min: NIXL's port is taken: 127.0.0.1:5600" in reason.sentence
+    assert "VLLM_NIXL_SIDE_CHANNEL_PORT" in reason.advice
+
+
+def test_a_silence_is_explained_by_what_its_log_says():
+    stuck = (
+        "(EngineCore pid=8) INFO 11-22 17:06:51 [shm_broadcast.py:109] No available shared memory"
+        " broadcast block found in 60 seconds. This typically happens when"
+    )
+    driver = Driver().start().ready()
+    driver.member(e.LeaseExpired, 0, SILENT).empty(status=9, tail=stuck)
+    reason = driver.state.last_failure
+    assert reason.cause is Cause.UNHEALTHY
+    assert "sent no heartbeat for 30 s: the engine's worker hangs or is busy" in reason.sentence
+    silent = Driver().start().ready()
+    silent.member(e.LeaseExpired, 0, SILENT).empty(status=9, tail="all is well\n")
+    assert silent.state.last_failure == SILENT

@@ -167,6 +167,17 @@ def test_signals_speak_for_themselves(number, word):
     assert word in reason.sentence
 
 
+def test_numbers_are_found_though_a_quote_is_cut():
+    long = next(sample for sample in SAMPLES if sample.row == "3").log
+    words = next(line for line in long.splitlines() if "To serve at least" in line)
+    told = words.partition("] ")[2]
+    end = End(name="a/b-0", facts=ExitFacts(status=70 << 8), ready_s=None,
+              bye_code="start-crash", bye_text=told)  # fmt: skip
+    reason = diagnose(end)
+    assert "89120" in reason.advice
+    assert len(reason.evidence) <= 240
+
+
 def test_secrets_in_a_log_stay_there():
     log = "ValueError: bad token hf_abcdefghijklmnop, password=hunter22 http://me:pw99@x/y"
     reason = reason_of(log)

@@ -246,25 +246,6 @@ def test_daemon_killed_under_streams_breaks_none_and_is_adopted(served):
     assert ask(served.url, *QUESTIONS["completion"]).status == 200
 
 
-def test_a_bad_flag_is_refused_once_and_explained(served, model_dir):
-    with running() as dynorch:
-        dynorch.env["HOME"] = os.environ.get("HOME", "/root")
-        file = dynorch.file(f"""
-name = "bad"
-model = "{model_dir}"
-[frontend]
-port = {{port}}
-[roles.worker]
-engine = "vllm"
-vllm = {{ max-modle-len = 512 }}
-""")
-        failed = dynorch("up", "-d", file, code=1, timeout=300)
-        replica = dynorch.replica("worker")
-        assert (replica["phase"], replica["incarnation"]) == ("failed", 1)
-        assert "max-modle-len" in replica["reason"] + replica["evidence"]
-        assert "max-modle-len" in failed.stdout.splitlines()[-1]
-
-
 def test_down_leaves_nothing(served):
     eventually(lambda: ready(served), within_s=120)
     old = [*tree(served.pid("worker")), served.pid("frontend"), served.daemon_pid()]
