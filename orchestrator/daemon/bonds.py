@@ -48,6 +48,16 @@ def bonds(topology: Topology, replicas: Iterable[ReplicaId], role: str) -> tuple
     return tuple(found)
 
 
+def rules(
+    needs: Iterable[Need], bonds: Iterable[Bond], depends_on: Iterable[str]
+) -> dict[str, str]:
+    """What groups mean for a replica, by role: the number of replicas is no part of it."""
+    declared = set(depends_on)
+    waits = {f"{need.on.role} ({need.condition})" for need in needs if need.on.role not in declared}
+    falls = {f"{bond.on.role} ({bond.group or 'dependency'})" for bond in bonds}
+    return {"waits-for": ", ".join(sorted(waits)), "goes-down-with": ", ".join(sorted(falls))}
+
+
 def _groups_of(topology: Topology, role: str) -> Iterator[tuple[str, Group]]:
     yield from ((name, each) for name, each in topology.groups.items() if role in each.members)
 

@@ -9,6 +9,7 @@ from orchestrator.core import events as e
 from orchestrator.core import groups
 from orchestrator.core.reasons import Cause
 from orchestrator.core.state import Phase
+from orchestrator.daemon import deployment
 from tests.unit.daemon_stage import Stage
 
 GROUP = """
@@ -287,3 +288,31 @@ def test_whatever_happens_nobody_lives_beside_a_broken_peer_and_all_come_back(st
         here.settle()
         stage.jump(100.0)
     assert set(here.phases().values()) == {"ready"}, (seed, here.phases())
+
+
+def rules_of(stage, text: str) -> dict[str, dict[str, str]]:
+    """What a changed file is compared by, for each replica."""
+    found = stage.deployment(text)
+    units = deployment.make_units(found, lambda life: f"/{life}")
+    return {unit.id.role: deployment.config(unit.spec).rules for unit in units}
+
+
+def test_a_changed_group_is_a_difference_and_a_changed_number_of_replicas_is_none(stage):
+    seen = [
+        rules_of(stage, GROUP.replace("STRATEGY", strategy))
+        for strategy in ("one-for-one", "one-for-all", "rest-for-one")
+    ]
+    assert seen[0]["a"] != seen[1]["a"]
+    assert seen[1]["b"] != seen[2]["b"]
+    assert seen[2]["b"]["waits-for"] == "a (started)"
+    assert seen[2]["c"]["goes-down-with"] == "a (trio), b (trio)"
+    ignore, restart = (
+        rules_of(stage, DEPENDANT.replace("RULE", rule)) for rule in ("ignore", "restart")
+    )
+    assert restart["b"]["goes-down-with"] == "a (dependency)"
+    assert (ignore["b"]["goes-down-with"], ignore["a"]) == ("", restart["a"])
+    roles = 'name = "g"\nmodel = "m"\n[roles.a]\nreplicas = NUMBER\n[roles.b]\n'
+    roles += 'groups.g = { members = ["a", "b"], strategy = "one-for-all" }\n'
+    text = roles.replace("groups.g", "[groups]\ng")
+    one, two = (rules_of(stage, text.replace("NUMBER", number)) for number in "12")
+    assert one["b"] == two["b"]
