@@ -129,6 +129,20 @@ def events(*, follow: bool, lines: int, as_json: bool) -> int:
     return 0
 
 
+def verify() -> int:
+    """Decide again what the journal holds; 1 where something comes out otherwise."""
+    from orchestrator.daemon.publisher import replay
+
+    done = replay(dirs().journal.every())
+    for line in done.wrong:
+        print(line)
+    if done.differences:
+        fail(f"{done.differences} of {done.checked} decisions come out otherwise than recorded")
+    gaps = f"; {done.skipped} can't be checked: what led to them is missing" if done.skipped else ""
+    print(f"{done.checked} decisions replayed, all as recorded{gaps}")
+    return 0
+
+
 def last_events(journal: Journal, count: int) -> list[wire_events.Event]:
     """The journal's last events."""
     return _events(journal.last(count))

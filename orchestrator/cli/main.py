@@ -188,10 +188,15 @@ def events(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as they come.")] = False,
     lines: Lines = 50,
     json: AsJson = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Decide all of it again, and compare; then exit.")
+    ] = False,
 ) -> None:
     """Show what happened and why: the journal. Needs no daemon."""
     from orchestrator.cli import look
 
+    if verify:
+        raise typer.Exit(look.verify())
     raise typer.Exit(look.events(follow=follow, lines=lines, as_json=json))
 
 

@@ -6,11 +6,13 @@ a simulator can replay what happened. PUB drops for a reader that is too slow; t
 """
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 import zmq
 
+from orchestrator.core.replay import Decision, Replay
 from orchestrator.host.journal import Journal
 from orchestrator.wire import events, routes
 from orchestrator.wire.sockets import Context, bind_ipc, make_socket
@@ -20,13 +22,18 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line of the journal: what people see, and what the machine saw (for replay)."""
 
     e: events.Event
-    now: float = 0.0
-    event: Any = None
-    actions: Any = None
+    core: Any = None
+
+
+class Decided(Record, frozen=True, kw_only=True):
+    """The same line, read for a replay."""
+
+    core: Decision | None = None
 
 
 encode_record = msgspec.json.Encoder().encode
 decode_record = msgspec.json.Decoder(Record).decode
+decode_decided = msgspec.json.Decoder(Decided).decode
 
 
 def last_seq(journal: Journal) -> int:
@@ -39,6 +46,19 @@ def last_seq(journal: Journal) -> int:
     return 0
 
 
+def replay(lines: Iterable[bytes]) -> Replay:
+    """Decide again what a journal holds; lines that can't be read are gaps."""
+    done = Replay()
+    for line in lines:
+        try:
+            record = decode_decided(line)
+            if record.core is not None:
+                done.take(record.e.subject, record.core)
+        except msgspec.DecodeError:
+            done.skipped += 1  # torn by a power loss, or another version's
+    return done
+
+
 class Publisher:
     """Owns the PUB socket and the journal."""
 
@@ -47,6 +67,11 @@ class Publisher:
         self._endpoint = endpoint
         self._journal = journal
         self._seq = 0
+
+    @property
+    def generation(self) -> int:
+        """See `Journal.generation`."""
+        return self._journal.generation
 
     def start(self) -> None:
         """Bind, and go on numbering where the last daemon stopped."""
@@ -67,20 +92,15 @@ class Publisher:
         phase: str = "",
         reason: str = "",
         detail: dict[str, str] | None = None,
-        core: tuple[float, Any, Any] | None = None,
+        core: Decision | None = None,
     ) -> None:
-        """Publish and keep one event. `core`: (now, event, actions) of the step behind it."""
+        """Publish and keep one event. `core`: the step behind it."""
         self._seq += 1
         event = events.Event(
             seq=self._seq, wall=time.time(), subject=str(subject), what=what,
             phase=phase, reason=reason, detail=detail or {},
         )  # fmt: skip
-        record = (
-            Record(e=event)
-            if core is None
-            else Record(e=event, now=core[0], event=core[1], actions=core[2])
-        )
-        self._journal.append(encode_record(record))
+        self._journal.append(encode_record(Record(e=event, core=core)))
         self._socket.send_multipart([events.TOPIC, events.encode(event)])
 
     def routes(self, table: routes.Routes) -> None:

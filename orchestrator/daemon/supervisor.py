@@ -17,11 +17,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-import msgspec
 from msgspec import structs
 
 from orchestrator.core import actions, events, fleet, groups
 from orchestrator.core.reasons import Cause
+from orchestrator.core.replay import Decision, Recorder
 from orchestrator.core.replica import step
 from orchestrator.core.state import Hold, State
 from orchestrator.daemon.publisher import Publisher
@@ -83,6 +83,7 @@ class Supervisor:
         # Who waits for its turn, in order of coming, and who has it.
         self._queue: dict[ReplicaId, None] = {}
         self._births: set[ReplicaId] = set()
+        self._recorder = Recorder()
 
     def add(self, units: Iterable[Unit]) -> None:
         """Take care of these from now on."""
@@ -98,6 +99,7 @@ class Supervisor:
         assert not unit.state.members, f"{replica} still has processes"
         self._disarm(replica)
         self._queue.pop(replica, None)
+        self._recorder.forget(unit.state.name)
         del self._families[replica.topology][replica]
         self._needs.get(replica.topology, {}).pop(replica, None)
         self._bonds.get(replica.topology, {}).pop(replica, None)
@@ -215,7 +217,10 @@ class Supervisor:
         reached("supervisor.saved")
         self._owner.changed(unit, before)
         reached("supervisor.published")
-        self._record(unit, before, event, ordered, now)
+        self._record(unit, before, self._recorder.decision(
+            before, unit.state, event=event, actions=ordered, now=now, policy=policy,
+            generation=self._publisher.generation,
+        ))  # fmt: skip
         reached("supervisor.recorded")
         for action in ordered:
             self._perform(unit, action)
@@ -290,14 +295,7 @@ class Supervisor:
     def _asked_to_stop(self) -> set[ReplicaId]:
         return {to for to, event, _ in self._mailbox if isinstance(event, events.StopRequested)}
 
-    def _record(
-        self,
-        unit: Unit,
-        before: State,
-        event: events.Event,
-        ordered: tuple[actions.Action, ...],
-        now: float,
-    ) -> None:
+    def _record(self, unit: Unit, before: State, decision: Decision) -> None:
         """One journal line per step that changed something, in words and for replay."""
         state = unit.state
         changed = state.phase is not before.phase
@@ -310,11 +308,11 @@ class Supervisor:
             say_failed(unit)
         self._publisher.event(
             unit.id,
-            "phase-changed" if changed else events.kebab(type(event).__name__),
+            "phase-changed" if changed else events.kebab(type(decision.event).__name__),
             phase=state.phase.value,
             reason=str(state.reason),
             detail=detail,
-            core=(now, msgspec.to_builtins(event), msgspec.to_builtins(ordered)),
+            core=decision,
         )
 
 

@@ -24,10 +24,15 @@ class Position:
 
 
 class Journal:
-    """The file at `path` and its predecessor. One process appends, any number read."""
+    """The file at `path` and its predecessor. One process appends, any number read.
+
+    `generation` changes with each new file and each line that was lost: what comes then can't lean
+    on what came before.
+    """
 
     def __init__(self, path: Path, max_bytes: int = FILE_BYTES_MAX) -> None:
         self.dropped = 0
+        self.generation = 0
         self._path = path
         self._old = path.with_name(f"{path.name}.1")
         self._max_bytes = max_bytes
@@ -43,15 +48,20 @@ class Journal:
                 self.close()
                 self._path.replace(self._old)
                 self._open()
+                self.generation += 1
             written = os.write(self._fd, line + b"\n")
         except OSError:
-            self.dropped += 1
+            self._lose()
             return
         self._size += written
         if written < len(line) + 1:
-            self.dropped += 1
+            self._lose()
             os.ftruncate(self._fd, self._size - written)
             self._size -= written
+
+    def _lose(self) -> None:
+        self.dropped += 1
+        self.generation += 1
 
     def close(self) -> None:
         """Close the file; the next line opens it again."""
@@ -65,6 +75,10 @@ class Journal:
         if len(lines) < count:
             lines = _complete_lines(self._old) + lines
         return lines[-count:] if count > 0 else []
+
+    def every(self) -> list[bytes]:
+        """Return all lines there are, oldest first."""
+        return _complete_lines(self._old) + _complete_lines(self._path)
 
     def end(self) -> Position:
         """Return the position after the last line, for `follow`."""

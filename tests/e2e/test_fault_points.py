@@ -34,7 +34,13 @@ END = [
     "shim.main-reaped", "shim.exit-told", "shim.tree-empty", "shim.end-recorded", "shim.end-told",
 ]  # fmt: skip
 CRASHES = [*SUPERVISOR, *BIRTH, *END, "launcher.kill-given", "shim.kill-begun"]
-RESTARTS = [*SUPERVISOR, *BIRTH, *END, "launcher.stop-given", "shim.stop-heard", "shim.stop-done"]
+RESTARTS = [
+    *SUPERVISOR,
+    "launcher.stop-given",
+    "shim.stop-heard",
+    "shim.stop-done",
+    "shim.exit-told",
+]
 STOPS = [*SUPERVISOR, "launcher.stop-given", "shim.stop-done", "shim.end-told"]
 ARRIVALS = ["deployments.written", "supervisor.saved", "launcher.birth-heard"]
 DEPARTURES = [

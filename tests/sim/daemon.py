@@ -15,8 +15,9 @@ from orchestrator.core import adopt, replica
 from orchestrator.core import events as e
 from orchestrator.core.fleet import TOGETHER
 from orchestrator.core.state import AT_REST, LIVE, Phase, routable
-from orchestrator.daemon import supervisor
+from orchestrator.daemon import publisher, supervisor
 from orchestrator.daemon.unit import Unit, UnitSpec
+from orchestrator.wire import events
 from tests.sim.gpus import Sampler
 from tests.sim.lives import FOREVER
 from tests.sim.world import World
@@ -37,13 +38,22 @@ class DiedError(Exception):
 
 
 class Journal:
-    """Keeps what the supervisor publishes, and is one of the places where a daemon can die."""
+    """Keeps what the supervisor publishes, and is one of the places where a daemon can die.
+
+    Where the run keeps a journal, a file of it is full from time to time, and begins anew.
+    """
 
     def __init__(self, daemon) -> None:
-        self.daemon = daemon
+        self.daemon, self.generation = daemon, 0
 
-    def event(self, subject, what, **_more) -> None:
+    def event(self, subject, what, **more) -> None:
         self.daemon.perhaps_die()
+        kept = self.daemon.report.journal
+        if kept is not None:
+            event = events.Event(seq=len(kept), wall=0.0, subject=str(subject), what=what)
+            record = publisher.Record(e=event, core=more["core"])
+            kept.append(publisher.encode_record(record))
+            self.generation = len(kept) // 40
 
 
 class Daemon:

@@ -30,6 +30,7 @@ class Report:
     cells: Counter = field(default_factory=Counter)
     lines: list = field(default_factory=list)
     verbose: bool = False
+    journal: list | None = None
     steps: int = 0
 
     def saw(self, now, name, before, event, after, actions) -> None:

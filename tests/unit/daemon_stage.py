@@ -85,6 +85,8 @@ class Stage:
     def perform(self, unit, action) -> None:
         self.log.append(("do", str(unit.id), action))
 
+    generation = 0
+
     def event(self, subject, what, **details) -> None:
         self.log.append(("event", str(subject), what, details))
 

@@ -3,7 +3,12 @@
 import pytest
 import zmq
 
-from orchestrator.daemon.publisher import Publisher, decode_record
+from orchestrator.core.events import StartRequested
+from orchestrator.core.policy import Policy
+from orchestrator.core.replay import Recorder
+from orchestrator.core.replica import step
+from orchestrator.core.state import State
+from orchestrator.daemon.publisher import Publisher, decode_decided, decode_record
 from orchestrator.host.journal import Journal
 from orchestrator.wire import events, routes
 from orchestrator.wire.sockets import make_socket
@@ -80,12 +85,17 @@ def test_what_the_core_saw_is_kept_for_replay_and_not_published(start, context, 
         publisher.routes(table)
     topic, payload = subscriber.recv_multipart()
     assert (topic, routes.decode(payload)) == (b"routes/agg", table)
-    publisher.event(
-        "agg/worker-0", "exited", phase="stopping", reason="why", core=(1.5, {"a": 1}, [])
+    began = State(name="agg/worker-0")
+    asked = StartRequested(1)
+    after, actions = step(began, asked, 1.5, Policy())
+    decision = Recorder().decision(
+        began, after, event=asked, actions=actions, now=1.5, policy=Policy(), generation=0
     )
+    publisher.event("agg/worker-0", "exited", phase="stopping", reason="why", core=decision)
     while topic != events.TOPIC:
         topic, payload = subscriber.recv_multipart()
     (record,) = kept(short_path)
     assert events.decode(payload) == record.e
-    assert (record.now, record.event, record.actions) == (1.5, {"a": 1}, [])
+    (line,) = Journal(short_path / "j").last(1)
+    assert decode_decided(line).core == decision
     assert b"actions" not in payload
