@@ -4,18 +4,25 @@ import asyncio
 import logging
 import multiprocessing
 import os
+import signal
+import subprocess
 import sys
+import threading
 import types
+from multiprocessing import popen_fork
+from pathlib import Path
 
 import pytest
 
 from orchestrator.wire.config import WorkerConfig
+from tests.e2e.conftest import zombie
 from tests.eventually import eventually
 from workers.runtime.engine import EngineConfigError
-from workers.vllm import forks, losses, preload
+from workers.vllm import forks, guard, losses, preload, telling
 from workers.vllm.engine import VllmEngine
 from workers.vllm.tidings import Cause, LostWorker, Tidings
 
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = WorkerConfig(
     life="t/w-0.0#1", kind="aggregated", control="", events="", state_dir="", model="m",
     served_names=["name"],
@@ -36,15 +43,17 @@ def engine_with(*processes) -> object:
 
 
 @pytest.fixture
-def tidings():
+def tidings(tmp_path):
     """Open tidings, and what they have reported."""
-    before = logging.getLogRecordFactory()
-    reported: list[str] = []
-    tidings = Tidings(lambda text, _percent: reported.append(text))
+    before = logging.getLogRecordFactory(), popen_fork.Popen.poll
+    reported: list = []
+    tidings = Tidings(lambda *said: reported.append(said), tmp_path)
     tidings.open()
     yield tidings, reported
     tidings.close()
-    logging.setLogRecordFactory(before)
+    logging.setLogRecordFactory(before[0])
+    popen_fork.Popen.poll = before[1]
+    telling.installed = False
 
 
 def in_a_fork(work) -> None:
@@ -112,7 +121,7 @@ def test_a_forks_log_records_come_home(tidings):
 
     in_a_fork(work)
     eventually(lambda: tidings.causes, 5)
-    assert reported == ["loading weights"]
+    assert reported == [("loading weights", None)]
     assert tidings.lost == [LostWorker("VllmWorker-0", -9)]
     assert tidings.causes == [Cause("EngineCore", "RuntimeError: boom")]
 
@@ -128,6 +137,82 @@ def test_a_worker_that_dies_unlogged_is_heard_of_all_the_same(tidings):
 
     in_a_fork(engine_core)
     eventually(lambda: heard.lost == [LostWorker("VllmWorker-0", -9)])
+
+
+def test_progress_bars_are_percents_of_what_they_load(tidings):
+    heard, reported = tidings
+    teller = heard._teller
+    teller.bar("Loading safetensors checkpoint shards", 3, 8)
+    teller.bar("Capturing CUDA graphs (mixed prefill-decode, PIECEWISE)", 8.0, 8)
+    teller.bar("Processed prompts", 1, 2)
+    teller.bar("Multi-thread loading shards", 1, None)
+    eventually(lambda: len(reported) == 2, 5)
+    assert reported == [("loading weights", 38.0), ("capturing CUDA graphs", 100.0)]
+
+
+SPAWNED = """
+import logging, sys, threading
+from workers.vllm.plugin import register
+register()
+loaded = "workers.vllm.telling" in sys.modules
+logging.getLogger("vllm.x").warning("Starting to load model %s", "tiny")
+print(loaded, flush=True)
+threading.Event().wait(60 if loaded else 0)
+"""
+
+
+def spawn(**env: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", SPAWNED], env=os.environ | env, cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+
+
+def test_the_plugin_is_inert_in_a_vllm_that_is_none_of_ours():
+    with spawn() as process:
+        assert process.stdout.read() == "False\n"
+
+
+def test_the_plugin_tells_for_a_spawned_process(tidings):
+    _, reported = tidings
+    with spawn() as process:
+        eventually(lambda: reported == [("loading weights", None)], 10)
+        process.kill()
+
+
+def test_a_spawned_process_ends_with_its_host(tmp_path):
+    """Its host is here a process that only sleeps; killed, it says nothing to anybody."""
+    host = subprocess.Popen(["sleep", "1000"])
+    where = f"{host.pid}:{guard.starttime(host.pid)}:{tmp_path}/none"
+    with spawn(DYNORCH_TIDINGS=where) as process:
+        assert process.stdout.readline() == "True\n"
+        host.kill()
+        host.wait()
+        assert process.wait(10) == -signal.SIGTERM
+
+
+def test_a_process_whose_host_is_gone_already_ends_at_once(tmp_path):
+    with spawn(DYNORCH_TIDINGS=f"{os.getpid()}:1:{tmp_path}/none") as process:
+        assert process.wait(10) == -signal.SIGTERM
+
+
+def test_a_fork_ends_with_its_host_too(tmp_path):
+    """Host and engine are forks here: the host is killed, and the engine's guard ends the rest."""
+    pids = tmp_path / "pids"
+
+    def host():
+        Tidings(lambda *_: None, tmp_path).open()
+        engine = os.fork()
+        if engine:
+            pids.write_text(str(engine))
+        threading.Event().wait()
+
+    process = multiprocessing.get_context("fork").Process(target=host)
+    process.start()
+    engine = int(eventually(lambda: pids.exists() and pids.read_text(), 10))
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    eventually(lambda: not Path(f"/proc/{engine}").exists() or zombie(engine), 15)
 
 
 def test_a_full_pipe_costs_nothing(tidings):

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from orchestrator.wire.config import WorkerConfig
@@ -76,7 +77,7 @@ class VllmEngine:
         config = launch.configure(args)
         report("starting the engine processes", None)
         self._count = launch.TokenCount()
-        self._tidings = Tidings(report)
+        self._tidings = Tidings(report, Path(self._config.state_dir))
         self._tidings.open()
         try:
             self._engine = launch.build_engine(config, args, method, self._count)
