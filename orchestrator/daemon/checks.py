@@ -7,7 +7,6 @@ environment and the directory of the process that it asks about, but isn't a par
 
 import asyncio
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from orchestrator.host.records import ShimEvent, ShimLost, TreeEmpty
 from orchestrator.host.rundir import RunDir
 from orchestrator.host.shim_link import ShimLink
 from orchestrator.host.spawn import Spawn
+from orchestrator.host.tagged import make_nonce
 from orchestrator.host.zygote_link import ZygoteError, ZygoteLink
 from orchestrator.wire.ids import LifeId
 
@@ -77,7 +77,7 @@ class Checks:
 
     def _spawn(self, unit: Unit, life: LifeId, probe: Probe, directory: Path) -> Spawn:
         planned = unit.spec.members[life.member]
-        nonce = secrets.token_hex(4)
+        nonce = make_nonce(self._run_dir.root, str(life))
         private = str(self._run_dir.life(life) / "t")
         env = worker_env(
             os.environ, engine=planned.engine, added=planned.env, life=life, nonce=nonce,

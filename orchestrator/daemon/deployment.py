@@ -206,6 +206,7 @@ def spec(
         tree=table.tree,
         ready=_probe(table.ready) if isinstance(table, Process) else None,
         live=_probe(table.live) if isinstance(table, Process) else None,
+        watchdog_s=table.watchdog_s if isinstance(table, Process) else None,
     )
 
 

@@ -25,6 +25,7 @@ from orchestrator.daemon.meetings import Meetings
 from orchestrator.daemon.unit import Heard, Unit
 from orchestrator.host import cgroup, records
 from orchestrator.host.fault_points import reached
+from orchestrator.host.notify import NAME as NOTIFY_NAME
 from orchestrator.host.orphans import end_orphans
 from orchestrator.host.port_table import NoPortError
 from orchestrator.host.ports import with_holders
@@ -85,6 +86,7 @@ class Launcher:
         post: Post,
         *,
         meetings: Meetings,
+        on_said: Callable[[Unit, LifeId, records.Said], None],
     ) -> None:
         self._run_dir = run_dir
         self._zygotes = zygotes
@@ -92,6 +94,7 @@ class Launcher:
         self._orders = orders
         self._post = post
         self._meetings = meetings
+        self._on_said = on_said
         self._group_home = cgroup.home()
         self.lives: dict[LifeId, Life] = {}
 
@@ -152,7 +155,8 @@ class Launcher:
         }  # fmt: skip
         group = self._group(unit.spec.tree, directory, nonce)
         return Spawn(
-            life=str(life), nonce=nonce, directory=str(directory), env=env, log_path=str(log),
+            life=str(life), nonce=nonce, directory=str(directory), log_path=str(log),
+            env=env | notify_env(unit, directory), notify=unit.spec.notify,
             log_max_bytes=unit.spec.log_max_bytes, log_backups=unit.spec.log_backups,
             cwd=planned.cwd or unit.spec.cwd, grace_s=policy.stop.grace_s,
             linger_s=policy.stop.linger_s, kill_timeout_s=policy.stop.kill_timeout_s,
@@ -262,6 +266,8 @@ class Launcher:
                 if event.status is not None:
                     exited = events.MainExited(life.member, life.incarnation, event.status)
                     self._post(life.of, exited)
+                if event.said is not None:
+                    self._on_said(here.unit, life, event.said)
                 if heard is not None:
                     heard.log_dropped_bytes = event.dropped_bytes
                 if event.stuck:
@@ -338,6 +344,16 @@ class Launcher:
     def release_ports(self) -> None:
         """Call it when all that lives was adopted: what ended meanwhile needs no port."""
         self._meetings.keep(self.lives)
+
+
+def notify_env(unit: Unit, directory: Path) -> dict[str, str]:
+    """What a process that may speak to its notify socket finds in its environment."""
+    if not unit.spec.notify:
+        return {}
+    env = {"NOTIFY_SOCKET": f"{directory}/{NOTIFY_NAME}"}
+    if unit.spec.watchdog_s is not None:
+        env["WATCHDOG_USEC"] = str(round(unit.spec.watchdog_s * 1_000_000))
+    return env
 
 
 def note(heard: Heard | None, record: records.LifeRecord) -> None:

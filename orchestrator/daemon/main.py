@@ -40,6 +40,7 @@ from orchestrator.daemon.hearing import Hearing
 from orchestrator.daemon.launcher import Launcher
 from orchestrator.daemon.machine import machine
 from orchestrator.daemon.meetings import Meetings
+from orchestrator.daemon.notices import Notices
 from orchestrator.daemon.nursery import Nursery
 from orchestrator.daemon.prober import Prober
 from orchestrator.daemon.publisher import Publisher
@@ -57,6 +58,7 @@ from orchestrator.host.lane import Lane, LateError
 from orchestrator.host.lock import DaemonLock, HeldError
 from orchestrator.host.port_table import PortTable
 from orchestrator.host.reaper import Reaper
+from orchestrator.host.records import Said
 from orchestrator.host.rundir import (
     DirectoryError,
     RunDir,
@@ -154,7 +156,7 @@ class Daemon:
         self._meetings = Meetings(self._ports)
         self._launcher = Launcher(
             run_dir, self._nursery.zygote, self._reaper, self._control, self._post,
-            meetings=self._meetings,
+            meetings=self._meetings, on_said=self._said,
         )  # fmt: skip
         self._supervisor = Supervisor(self._launcher, self._save, self._publisher, self)
         self._deployments = Deployments(
@@ -166,6 +168,7 @@ class Daemon:
         )
         self._checks = Checks(run_dir, self._nursery.zygote, self._reaper)
         self._prober = Prober(self._supervisor, self._checks)
+        self._notices = Notices(self._supervisor)
         self._driver = Lane("the GPU driver (NVML)")
         self._gate = GpuGate(
             provider(os.environ), self._driver, run_dir=run_dir, units=self._supervisor.units,
@@ -191,6 +194,9 @@ class Daemon:
     def _wanted_ports(self) -> set[int]:
         return {port for found in self._deployments.by_name.values() for port in found.ports}
 
+    def _said(self, unit: Unit, life: LifeId, said: Said) -> None:
+        self._notices.take(unit, life, said)
+
     def changed(self, unit: Unit, before: State) -> None:
         """See `Deployments.changed`, and `Launcher.note_shared_memory` of an engine just ready."""
         self._deployments.changed(unit, before)
@@ -200,6 +206,7 @@ class Daemon:
         self._gate.changed(unit, before)
         self._systemd.changed()
         self._prober.changed(unit)
+        self._notices.changed(unit)
 
     def settled(self, unit: Unit) -> None:
         """See `Deployments.settled`."""
@@ -268,6 +275,7 @@ class Daemon:
         self._control.start()
         self._hearing.watch_adopted()
         self._prober.watch_adopted()
+        self._notices.watch_adopted()
         self._gate.begin()
         self._publisher.event("daemon", "started", detail={"pid": str(os.getpid())})
         self._serving = True
@@ -292,6 +300,7 @@ class Daemon:
         self._foreground.close()
         self._systemd.close()
         self._prober.close()
+        self._notices.close()
         await self._checks.close()
         await self._control.stop()
         await self._nursery.close()

@@ -33,8 +33,10 @@ def deadline_of(state: State, now: float) -> snapshot.Deadline | None:
     return snapshot.Deadline(what=LEADS_TO[deadline.what], in_s=max(0.0, deadline.at - now))
 
 
-def progress(heard: Heard) -> str:
-    """What a starting worker does; and that nothing comes of it, if so."""
+def progress(heard: Heard | None, *, starting: bool) -> str:
+    """What a starting worker does; and that nothing comes of it, if so. Later, its last STATUS."""
+    if heard is None or not starting:
+        return heard.said.status if heard is not None and heard.said is not None else ""
     stalled = heard.stall
     if stalled is None or not stalled.told:
         return heard.progress
@@ -56,7 +58,7 @@ def worker(unit: Unit, member: int) -> snapshot.WorkerStatus:
         ports={name: port for name, port in planned.ports.items() if port}
         | (heard.ports if heard else {}),
         engine=planned.engine,
-        progress=progress(heard) if heard and starting else "",
+        progress=progress(heard, starting=starting),
         percent=heard.percent if heard and starting else None,
         inflight=beat.inflight if beat else 0,
         requests=beat.requests if beat else 0,

@@ -22,7 +22,7 @@ class Stalls:
 
     def changed(self, unit: Unit) -> None:
         """Look while this one starts, and no longer."""
-        if unit.state.phase is Phase.STARTING and unit.policy.has_readiness:
+        if unit.state.phase is Phase.STARTING and is_watched(unit):
             self._starting.add(unit.id)
             if self._timer is None:
                 self._arm()
@@ -68,3 +68,8 @@ class Stalls:
                 "neither its log nor its progress has changed",
                 detail={"incarnation": str(life.incarnation)},
             )
+
+
+def is_watched(unit: Unit) -> bool:
+    """A start that leads to something: a oneshot works all its life, silently if it likes."""
+    return unit.policy.has_readiness and not unit.policy.oneshot

@@ -16,6 +16,7 @@ from orchestrator.core.policy import Policy
 from orchestrator.core.probe import Probe
 from orchestrator.core.stall import Stall
 from orchestrator.core.state import State, routable
+from orchestrator.host.records import Said
 from orchestrator.wire.ids import LifeId, ReplicaId
 from orchestrator.wire.messages import Beat, Hello
 
@@ -27,7 +28,8 @@ class UnitSpec:
     `members` are the planned workers in member order, `logs` their log files; `needs` is what must
     be there before it starts, `bonds` with whom it goes down. `cwd`: the topology file's directory,
     where relative paths begin. `tree`: what the file wants a worker's processes to be held together
-    by. `ready`, `live`: how a plain command is asked.
+    by. `ready`, `live`: how a plain command is asked; `watchdog_s`: how often it must say that it
+    lives.
     """
 
     id: ReplicaId
@@ -44,6 +46,14 @@ class UnitSpec:
     bonds: tuple[Bond, ...] = ()
     ready: Probe | None = None
     live: Probe | None = None
+    watchdog_s: float | None = None
+
+    @property
+    def notify(self) -> str:
+        """Whose words on a notify socket count: "main", "all", or empty where there is none."""
+        if self.ready is not None and self.ready.kind == "notify":
+            return self.ready.target
+        return "main" if self.watchdog_s is not None else ""
 
 
 @dataclass(slots=True)
@@ -64,6 +74,7 @@ class Heard:
     log_dropped_bytes: int = 0
     ports: dict[str, int] = field(default_factory=dict)
     log_from: int = 0
+    said: Said | None = None
 
 
 @dataclass(slots=True)

@@ -75,6 +75,11 @@ def starttime(pid: int) -> int:
     return found.starttime if found else 0
 
 
+def identity(pid: int) -> dict[str, object]:
+    """Return a process as the records name it."""
+    return {"pid": pid, "starttime": starttime(pid)}
+
+
 def boot_id() -> str:
     """Name of this boot of the kernel: pids, start times and monotonic clocks belong to it."""
     return (read("/proc/sys/kernel/random/boot_id", 64) or b"").decode().strip()

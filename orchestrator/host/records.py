@@ -57,12 +57,28 @@ class LifeRecord(msgspec.Struct, frozen=True, kw_only=True):
         return Identity(self.boot_id, self.shim.pid, self.shim.starttime)
 
 
+class Said(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plain command has said of itself so far, on its notify socket.
+
+    `alive_at` and `extended_until` are monotonic seconds; 0: nothing of the kind was said.
+    `refused`: a process that said READY=1 and isn't one that may; 0 if there was none.
+    """
+
+    ready: bool = False
+    stopping: bool = False
+    triggered: bool = False
+    status: str = ""
+    alive_at: float = 0.0
+    extended_until: float = 0.0
+    refused: int = 0
+
+
 class StateSeen(LifeRecord, frozen=True, kw_only=True, tag_field="event", tag="state"):
     """The shim's answer on connecting, and after each change.
 
     `phase`: running, stopping, lingering, killing or empty. `status`: main's wait status once it
     is reaped. `stuck`: who won't die, when the tree kill takes too long. `dropped_bytes`: output
-    that couldn't be written to the log.
+    that couldn't be written to the log. `said`: what it said itself, if it was given a socket.
     """
 
     phase: str
@@ -71,6 +87,7 @@ class StateSeen(LifeRecord, frozen=True, kw_only=True, tag_field="event", tag="s
     exec_error: ExecError | None = None
     stuck: str = ""
     dropped_bytes: int = 0
+    said: Said | None = None
 
 
 class MainExited(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="exited"):

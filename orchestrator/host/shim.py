@@ -26,6 +26,7 @@ import time
 from orchestrator.host import child, enclosure, kernel, log_file, prctl, procfs, shm, title, tree
 from orchestrator.host.clients import Clients
 from orchestrator.host.fault_points import reached
+from orchestrator.host.notify import Notify
 from orchestrator.host.spawn import Spawn
 from orchestrator.host.whole_file import write_whole
 
@@ -38,11 +39,6 @@ BUSY_S = 0.002
 
 RETRY_S = 5.0
 """How often writing the exit record is tried where the disk is full."""
-
-
-def identity(pid: int) -> dict[str, object]:
-    """Return a process as the records name it."""
-    return {"pid": pid, "starttime": procfs.starttime(pid)}
 
 
 def write_record(directory: str, name: str, record: dict[str, object]) -> None:
@@ -77,6 +73,7 @@ class Shim:
         self._enclosure = enclosure.of(spawn)
         self._told_dropped_bytes = 0
         self._notes = kernel.Notes()
+        self._notify = Notify(self._poll, spawn, self._enclosure.members)
 
     def prepare(self, keep: tuple[int, ...]) -> None:
         """Become what a shim is and leave a record of it. OSError says what can't be had.
@@ -96,7 +93,7 @@ class Shim:
             "life": spawn.life,
             "tag": spawn.tag,
             "boot_id": procfs.boot_id(),
-            "shim": identity(os.getpid()),
+            "shim": procfs.identity(os.getpid()),
             "main": None,
             "log": spawn.log_path,
             "log_from": log_file.size(spawn.log_path),
@@ -106,6 +103,7 @@ class Shim:
             "group": spawn.group,
         }
         self._clients.listen(spawn.directory)
+        self._notify.listen()
         self._keep()
         self._enclosure.prepare()
 
@@ -127,12 +125,13 @@ class Shim:
         self._main = self._enclosure.fork()
         if self._main == 0:
             self._clients.forget()
+            self._notify.forget()
             child.settle(self._enclosure.parent, output_end, report_end)
             return report_end
         os.close(output_end)
         os.close(report_end)
         self._output, self._wakeups = output, wakeups
-        self._record["main"] = identity(self._main)
+        self._record["main"] = procfs.identity(self._main)
         self._record["group"] = self._enclosure.group
         self._record["pipe"] = os.fstat(output).st_ino
         self._keep_if_there_is_room()
@@ -144,6 +143,7 @@ class Shim:
         if self._spawn.lifetime_s:
             self._deadline = time.monotonic() + self._spawn.lifetime_s
         self._clients.watch()
+        self._notify.watch()
         for fd in (self._output, self._report, self._wakeups, self._enclosure.news):
             if fd >= 0:
                 self._poll.register(fd, select.POLLIN)
@@ -167,9 +167,12 @@ class Shim:
             self._read_news()
         elif self._clients.owns(fd):
             self._clients.serve(fd)
+        elif self._notify.owns(fd) and self._notify.serve(self._main):
+            self._clients.tell(self._state())
 
     def _timeout_ms(self) -> int | None:
-        due = [at for at in (self._deadline, self._output_rests_until) if at is not None]
+        times = (self._deadline, self._output_rests_until, self._notify.rests_until)
+        due = [at for at in times if at is not None]
         if not due:
             return None
         return max(0, int((min(due) - time.monotonic()) * 1000 + 0.999))
@@ -271,7 +274,7 @@ class Shim:
             os.kill(self._main, signal.SIGTERM)
             return
         main = procfs.stat(self._main)
-        if main is not None and identity(self._main) == self._record["main"]:
+        if main is not None and procfs.identity(self._main) == self._record["main"]:
             tree.kill_exactly(main, signal.SIGTERM)
 
     # What follows.
@@ -297,6 +300,8 @@ class Shim:
         if self._output_rests_until is not None and now >= self._output_rests_until:
             self._output_rests_until = None
             self._poll.register(self._output, select.POLLIN)
+        if self._notify.rests_until is not None:
+            self._notify.watch(now)
         if self._childless:
             self._phase = "empty"
         elif self._phase == "killing":
@@ -335,6 +340,7 @@ class Shim:
             "asked": self._asked,
             "exec_error": self._exec_error,
             "stuck": stuck,
+            "said": self._notify.facts,
             "dropped_bytes": self._log.dropped_bytes,
         }
 

@@ -28,13 +28,14 @@ class Spawn:
     `kill_timeout_s`: a killed tree that isn't empty by then is reported. `nofile`: soft limit of
     open files, 0 leaves it. `tree`: what holds it together (see `enclosure`); `group`: the path of
     the control group to make, for "cgroup". `lifetime_s`: the tree is killed when it has lived so
-    long; 0: it may live for ever.
+    long; 0: it may live for ever. `notify`: whose words count on the notify socket, "main" or
+    "all"; empty: there is none.
     """
 
     __slots__ = (
         "argv", "blob", "crash_linger_s", "cwd", "directory", "entry", "env", "grace_s", "group",
         "kill_timeout_s", "life", "lifetime_s", "linger_s", "log_backups", "log_max_bytes",
-        "log_path", "nofile", "nonce", "path", "tree",
+        "log_path", "nofile", "nonce", "notify", "path", "tree",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +61,7 @@ class Spawn:
         tree: str = "walk",
         group: str = "",
         lifetime_s: float = 0.0,
+        notify: str = "",
     ) -> None:
         self.life = life
         self.nonce = nonce
@@ -81,6 +83,7 @@ class Spawn:
         self.tree = tree
         self.group = group
         self.lifetime_s = lifetime_s
+        self.notify = notify
         for name in (directory, log_path, cwd):
             assert name.startswith("/"), f"{life}: not an absolute path: {name}"
         assert (tree == "cgroup") == group.startswith("/"), f"{life}: a {tree} and {group!r}"

@@ -97,6 +97,8 @@ def situation(replica: ReplicaStatus) -> str:
     if doing and replica.phase == "starting":
         # That it was asked to start is no news beside what it does; that it crashed before is.
         said = doing if not said or replica.cause == "requested" else f"{doing}; {said}"
+    elif doing and replica.phase == "ready":
+        said = said or doing
     if not said and is_unready(replica):
         said = "it doesn't answer at present"
     ahead = deadline(replica.deadline)

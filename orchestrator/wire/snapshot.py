@@ -38,8 +38,9 @@ class Deadline(msgspec.Struct, frozen=True, kw_only=True):
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One process that we start. `id` is the life's id; `pid` is None when there is no process.
 
-    `progress` is what a starting worker says that it does, `percent` how far it is (0 to 100).
-    `requests` and `tokens` only grow in one life. `log` is a path; it exists once there was output.
+    `progress` is what a starting worker says that it does, or a plain command's last STATUS;
+    `percent` how far it is (0 to 100). `requests` and `tokens` only grow in one life. `log` is a
+    path; it exists once there was output.
     `log_dropped_bytes`: output of this life that couldn't be written there.
     `ports`: "http" of a frontend; "rendezvous" of a gang, another one in each incarnation.
     """

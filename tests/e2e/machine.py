@@ -159,7 +159,11 @@ class Machine:
         return self.call(self.zygote.spawn, spawn)
 
     def born(self, name: str = "agg/worker-0.0#1", **wanted) -> Life:
-        life = Life(self, self.make(name, **wanted))
+        return self.follow(self.make(name, **wanted))
+
+    def follow(self, spawn: Spawn) -> Life:
+        """Let it be born, and listen to its shim."""
+        life = Life(self, spawn)
         answer = self.ask(life.spawn)
         self.lives.append(life)
         self.eventually(answer.done)

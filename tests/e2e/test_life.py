@@ -263,3 +263,73 @@ def test_states_are_seen_in_order(machine):
     kinds = [type(one) for one in life.events if not isinstance(one, StateSeen)]
     assert phases == ["running", "stopping", "killing"]
     assert kinds == [MainExited, TreeEmpty]
+
+
+# What it says of itself.
+
+
+def say(path, *parts, fds=()):
+    """Say something on a life's notify socket, without being of that life."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
+        one.connect(str(path))
+        socket.send_fds(one, [part.encode() for part in parts], list(fds))
+
+
+SAYS = """
+import os, signal, socket, sys
+says = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+says.connect(os.environ["NOTIFY_SOCKET"])
+if os.fork() == 0:
+    says.send(sys.argv[1].encode())
+    open("child", "w").close()
+    signal.pause()
+while not os.path.exists("child"):
+    pass
+says.send(b"STATUS=half\\tway\\nEXTEND_TIMEOUT_USEC=5000000\\nNONSENSE\\nEXTEND_TIMEOUT_USEC=-1")
+read, write = os.pipe()
+socket.send_fds(says, [b"BARRIER=1"], [write])
+os.close(write)
+os.read(read, 1)
+says.send(b"WATCHDOG=1\\nSTATUS=heard\\n")
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("access", ["main", "all"])
+def test_what_a_command_says_is_told_as_facts_and_only_its_own_tree_is_believed(machine, access):
+    folder = machine.root / access
+    folder.mkdir()
+    spawn = machine.make(
+        argv=[sys.executable, "-I", "-S", "-c", SAYS, "READY=1"], cwd=str(folder), notify=access
+    )
+    path = Path(spawn.directory) / "n"
+    spawn.env["NOTIFY_SOCKET"] = str(path)
+    life = machine.follow(spawn)
+    machine.eventually(lambda: said(life) and said(life).status == "heard")
+    facts = said(life)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert facts.ready == (access == "all")
+    assert bool(facts.refused) == (access == "main")
+    now = time.monotonic()
+    assert now - 60 < facts.alive_at <= now
+    assert facts.alive_at < facts.extended_until < now + 5
+
+    # We aren't of that tree: nothing is taken, and no descriptor kept.
+    before = len(procfs.open_fds(life.shim))
+    for _ in range(30):
+        say(path, "READY=1\nSTOPPING=1\nSTATUS=evil", fds=[0, 0])
+    machine.call(life.link.ask_state)
+    machine.eventually(lambda: said(life).refused == os.getpid())
+    assert (said(life).stopping, said(life).status) == (False, "heard")
+    machine.eventually(lambda: len(procfs.open_fds(life.shim)) <= before)
+
+    # The next daemon is told the same.
+    machine.call(life.link.close)
+    life.events.clear()
+    machine.call(life.follow)
+    assert life.wait_for(StateSeen).said.ready == (access == "all")
+
+
+def said(life):
+    seen = life.last(StateSeen)
+    return seen.said if seen else None

@@ -188,3 +188,37 @@ command = ["sleep", "infinity"]
     assert (no["phase"], no["cause"], no["incarnation"]) == ("failed", "config", 1)
     dynorch("restart", "missing/yes")
     assert dynorch.replica("yes")["incarnation"] == 2
+
+
+def test_a_command_may_say_itself_that_it_is_ready_and_while_no_daemon_lives(dynorch):
+    text = """
+name = "says"
+[processes.p]
+command = ["python3", "-I", "-S", "says.py"]
+ready = { notify = true }
+watchdog = "100s"
+start = { timeout = "1000s", timeout-max = "1000s" }
+"""
+    (dynorch.root / "says.py").write_text(
+        "import os, signal, socket, time\n"
+        "says = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+        'says.connect(os.environ["NOTIFY_SOCKET"])\n'
+        'says.send(b"STATUS=warming up")\n'
+        'while not os.path.exists("go"): time.sleep(0.02)\n'
+        'says.send(b"READY=1\\nSTATUS=usec " + os.environ["WATCHDOG_USEC"].encode())\n'
+        'open("said", "w").close()\n'
+        "signal.pause()\n"
+    )
+    file = dynorch.file(text)
+    dynorch.popen("up", "-d", file)
+    eventually(lambda: "warming up" in dynorch.said(), within_s=30)
+    pid = dynorch.pid("p")
+    dynorch.kill_daemon()
+    (dynorch.root / "go").touch()
+    eventually((dynorch.root / "said").exists)
+    dynorch("up", "-d", file)
+    found = dynorch.replica("p")
+    assert (found["phase"], found["incarnation"]) == ("ready", 1)
+    assert found["workers"][0]["pid"] == pid
+    assert found["workers"][0]["progress"] == "usec 100000000"
+    assert "usec 100000000" in dynorch("status").stdout

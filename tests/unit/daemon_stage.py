@@ -14,6 +14,7 @@ from orchestrator.core.state import Phase
 from orchestrator.daemon.deployment import Deployment, Kept
 from orchestrator.daemon.deployments import Deployments
 from orchestrator.daemon.hearing import Hearing
+from orchestrator.daemon.notices import Notices
 from orchestrator.daemon.prober import Prober
 from orchestrator.daemon.reading import read
 from orchestrator.daemon.stalls import Stalls
@@ -74,6 +75,7 @@ class Stage:
         self.stalls = Stalls(self.supervisor, self)
         self.hearing = Hearing(self.supervisor, self.deployments.greeted, self.deployments.applied)
         self.prober = Prober(self.supervisor, self)
+        self.notices = Notices(self.supervisor)
         self.questions: list[tuple[str, asyncio.Future[str]]] = []
         self.pids = itertools.count(100)
 
@@ -98,6 +100,7 @@ class Stage:
         self.deployments.changed(unit, before)
         self.prober.changed(unit)
         self.stalls.changed(unit)
+        self.notices.changed(unit)
 
     def settled(self, unit) -> None:
         self.deployments.settled(unit)

@@ -37,12 +37,14 @@ class Yard:
         self.profiles: list[str] = []
         self.posted: list = []
         self.told: list = []
+        self.said: list = []
         self.forgotten: list[str] = []
         self.no_zygote: ZygoteError | None = None
         self.ports = PortTable(stage.run_dir.ports, write_atomically)
         self.launcher = Launcher(
-            stage.run_dir, self.zygotes, None, self, self.post, meetings=Meetings(self.ports)
-        )
+            stage.run_dir, self.zygotes, None, self, self.post, meetings=Meetings(self.ports),
+            on_said=lambda *said: self.said.append(said),
+        )  # fmt: skip
 
     def zygotes(self, profile):
         self.profiles.append(profile)
