@@ -264,14 +264,27 @@ def smoke(file: File, engine: Engine = "auto") -> None:
 def daemon(
     on_demand: Annotated[bool, typer.Option(hidden=True)] = False,
     ready_fd: Annotated[int, typer.Option(hidden=True)] = -1,
+    take_over: Annotated[bool, typer.Option("--take-over", hidden=True)] = False,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace", help="Upgrade: take over from the daemon that runs, in the background."
+        ),
+    ] = False,
 ) -> None:
     """Run the daemon in the foreground, for systemd. `up` starts one by itself if there is none.
 
     It adopts what an earlier daemon left running. SIGTERM takes all topologies down, then ends it;
     SIGKILL ends it alone, and the workers go on.
     """
-    from orchestrator.daemon.main import run
+    if replace:
+        from orchestrator.cli import upgrade
 
+        raise typer.Exit(upgrade.replace())
+    from orchestrator.daemon.entry import run
+
+    if take_over:
+        raise typer.Exit(run(on_demand=on_demand, ready_fd=ready_fd, replace=True))
     raise typer.Exit(run(on_demand=on_demand, ready_fd=ready_fd))
 
 

@@ -51,7 +51,7 @@ def drain(
     """Take no new request, finish those that are open however long they take, then stop."""
     from orchestrator.cli import lifecycle
 
-    raise typer.Exit(lifecycle.order("drain", target, wait=not no_wait, timeout_s=timeout))
+    raise typer.Exit(lifecycle.order("drain", target, wait=not no_wait, limit_s=timeout))
 
 
 def scale(

@@ -49,11 +49,19 @@ class Orphaned(msgspec.Struct, frozen=True, tag="orphaned"):
 Found = Alive | Ended | Orphaned | Nothing
 
 
+SCHEMA = 2
+
+
 class Saved(msgspec.Struct, frozen=True):
-    """One state file: the state, and the boot whose monotonic clock its times are from."""
+    """One state file: the state, and the boot whose monotonic clock its times are from.
+
+    `schema`: 1 had one `unmet` reason and no number, 2 has holds. Fields are added with defaults
+    and never change their meaning, so that each version reads those before it.
+    """
 
     boot: str
     state: State
+    schema: int = 1
 
 
 encode = msgspec.json.Encoder().encode

@@ -6,6 +6,7 @@ at once, and a hung daemon is told apart from an absent one.
 """
 
 import os
+import select
 import sys
 import time
 from collections.abc import Iterator
@@ -37,6 +38,10 @@ def daemon_pid(run_dir: Path) -> int | None:
     return holder(run_dir / "daemon.lock")
 
 
+HANDOVER_S, HANDOVER_LOOK_S = 30.0, 0.02
+"""While one daemon takes over from another, a verb waits this long, and looks this often."""
+
+
 class Client:
     """One connection to the daemon of a run directory. Use as a context manager."""
 
@@ -60,9 +65,7 @@ class Client:
 
         Raises NoDaemonError, or DaemonSilentError after `timeout_s` seconds.
         """
-        pid = daemon_pid(self._run_dir)
-        if pid is None:
-            raise NoDaemonError
+        pid = daemon_pid(self._run_dir) or self._successor()
         socket = make_socket(self._context, zmq.DEALER)
         try:
             socket.connect(f"ipc://{self._run_dir}/control.sock")
@@ -78,6 +81,21 @@ class Client:
             return messages.decode_reply(socket.recv())
         finally:
             socket.close()
+
+    def _successor(self) -> int:
+        """The pid of the daemon that is just taking over; NoDaemonError when none is."""
+        handover = self._run_dir / "handover"
+        while True:
+            try:
+                left_s = handover.stat().st_mtime + HANDOVER_S - time.time()
+            except OSError:
+                left_s = -1.0
+            pid = daemon_pid(self._run_dir)
+            if pid is not None:
+                return pid
+            if not 0 < left_s <= HANDOVER_S:
+                raise NoDaemonError
+            select.select([], [], [], HANDOVER_LOOK_S)
 
     def subscribe(self, topic: bytes = events.TOPIC) -> "Subscription":
         """Listen to the event stream from now on."""
@@ -106,8 +124,10 @@ class Subscription:
             yield event
 
 
-def spawn_daemon(run_dir: Path, state_dir: Path) -> None:
+def spawn_daemon(run_dir: Path, state_dir: Path, *how: str) -> None:
     """Start a daemon in the background and wait until it answers, fails, or START_S is over.
+
+    `how`: more of its arguments.
 
     It says over an inherited pipe when it listens, so there is nothing to poll. Raises
     DaemonNotStartedError with the daemon's own last line.
@@ -120,7 +140,7 @@ def spawn_daemon(run_dir: Path, state_dir: Path) -> None:
     ours, theirs = os.pipe()
     os.set_inheritable(theirs, True)
     argv = [sys.executable, "-m", "orchestrator.cli.main", "daemon",
-            "--on-demand", "--ready-fd", str(theirs)]  # fmt: skip
+            "--on-demand", "--ready-fd", str(theirs), *how]  # fmt: skip
     environ = dict(os.environ, DYNORCH_RUN_DIR=str(run_dir), DYNORCH_STATE_DIR=str(state_dir))
     environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -134,7 +154,13 @@ def spawn_daemon(run_dir: Path, state_dir: Path) -> None:
     finally:
         os.close(ours)
     if said != "ready":
-        raise DaemonNotStartedError(said or f"the daemon did not start; see {log_path}")
+        raise DaemonNotStartedError(said or f"the daemon did not start: {_last_line(log_path)}")
+
+
+def _last_line(log_path: Path) -> str:
+    """What it said last, and where the rest is."""
+    lines = log_path.read_text(errors="replace").strip().splitlines()
+    return f"{lines[-1]} (see {log_path})" if lines else f"see {log_path}"
 
 
 def _read_until_closed(handle: int, within_s: float) -> str:

@@ -17,7 +17,7 @@ from orchestrator.core import events, lease, liveness
 from orchestrator.core.lease import Verdict
 from orchestrator.core.state import LIVE, Phase
 from orchestrator.daemon.supervisor import Supervisor
-from orchestrator.daemon.unit import Heard, Unit
+from orchestrator.daemon.unit import Heard, Unit, foreign
 from orchestrator.host import procfs
 from orchestrator.wire import messages
 from orchestrator.wire.ids import LifeId
@@ -79,6 +79,8 @@ class Hearing:
 
     def _hello(self, unit: Unit, heard: Heard, life: LifeId, hello: messages.Hello) -> None:
         heard.hello = hello
+        if hello.protocol not in messages.PROTOCOLS:
+            heard.foreign = foreign("worker", hello.protocol, messages.PROTOCOLS)
         if heard.watch is None:
             self._watch(heard)
         if hello.ready:

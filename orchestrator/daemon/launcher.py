@@ -22,7 +22,7 @@ from orchestrator.core.excerpt import excerpt
 from orchestrator.core.plan import PlannedWorker
 from orchestrator.core.worker_env import PrivateDirs, worker_env
 from orchestrator.daemon.meetings import Meetings
-from orchestrator.daemon.unit import Heard, Unit
+from orchestrator.daemon.unit import Heard, Unit, foreign
 from orchestrator.host import cgroup, records
 from orchestrator.host.fault_points import reached
 from orchestrator.host.notify import NAME as NOTIFY_NAME
@@ -362,6 +362,8 @@ def note(heard: Heard | None, record: records.LifeRecord) -> None:
         heard.log_from = record.log_from
         if record.main is not None:
             heard.main_pid = record.main.pid
+        if record.protocol not in records.PROTOCOLS:
+            heard.foreign = foreign("shim", record.protocol, records.PROTOCOLS)
 
 
 def facts_of(record: records.TreeEmpty, unit: Unit, life: LifeId) -> events.ExitFacts:

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -24,11 +23,11 @@ import zmq
 
 from orchestrator import __version__
 from orchestrator.core import events
-from orchestrator.core.adopt import Saved
+from orchestrator.core.adopt import SCHEMA, Saved
 from orchestrator.core.adopt import encode as encode_saved
 from orchestrator.core.inventory import Inventory
 from orchestrator.core.state import Phase, State
-from orchestrator.daemon import snapshot
+from orchestrator.daemon import snapshot, takeover
 from orchestrator.daemon.adoption import Adoption
 from orchestrator.daemon.checks import Checks
 from orchestrator.daemon.control import Control
@@ -52,21 +51,16 @@ from orchestrator.daemon.unit import Unit
 from orchestrator.daemon.verbs import Verbs
 from orchestrator.host import procfs
 from orchestrator.host.fault_points import reached
-from orchestrator.host.gpu_provider import ProviderError, provider
+from orchestrator.host.gpu_provider import provider
 from orchestrator.host.journal import Journal
 from orchestrator.host.lane import Lane, LateError
-from orchestrator.host.lock import DaemonLock, HeldError
 from orchestrator.host.port_table import PortTable
 from orchestrator.host.reaper import Reaper
 from orchestrator.host.records import Said
 from orchestrator.host.rundir import (
-    DirectoryError,
     RunDir,
     StateDir,
-    default_run_dir,
-    default_state_dir,
 )
-from orchestrator.host.zygote_link import ZygoteError
 from orchestrator.wire.ids import LifeId, ReplicaId
 from orchestrator.wire.messages import FromWorker, Reply, Verb
 from orchestrator.wire.snapshot import DaemonStatus, Snapshot
@@ -82,39 +76,7 @@ IDLE_S = 1.0
 """Where nothing is up, it ends this much after the last verb."""
 
 
-def run(*, on_demand: bool, ready_fd: int) -> int:
-    """Run until told to end; `on_demand`: until the last topology is down. Returns the status.
-
-    `ready_fd`: where to say "ready", or why not, to whoever started us.
-    """
-    if ready_fd >= 0:
-        os.set_inheritable(ready_fd, False)  # a zygote that holds it would keep our starter waiting
-    try:
-        run_dir = RunDir(default_run_dir(os.environ))
-        state_dir = StateDir(default_state_dir(os.environ))
-        run_dir.create()
-        state_dir.create()
-        lock = DaemonLock(run_dir.lock)
-        lock.acquire()
-        reached("daemon.locked")
-    except (DirectoryError, HeldError, OSError) as refused:
-        return _refuse(ready_fd, refused)
-    try:
-        return asyncio.run(Daemon(run_dir, state_dir, on_demand=on_demand).serve(ready_fd))
-    except (ZygoteError, ProviderError, zmq.ZMQError, OSError) as unfit:
-        return _refuse(ready_fd, unfit)
-    finally:
-        lock.release()
-
-
-def _refuse(ready_fd: int, why: Exception) -> int:
-    """One line for whoever waits, and for the log."""
-    _say(ready_fd, str(why))
-    sys.stderr.write(f"{why}\n")
-    return 1
-
-
-def _say(ready_fd: int, text: str) -> None:
+def say(ready_fd: int, text: str) -> None:
     """Tell whoever waits for us, if anybody does."""
     if ready_fd >= 0:
         with contextlib.suppress(OSError):  # nobody waits any more
@@ -138,6 +100,7 @@ class Daemon:
         self._end_asked = 0
         self._bug: BaseException | None = None
         self._foreground = Foreground()
+        self._watched: dict[str, list[int]] = {}
         self._systemd = Systemd(os.environ, self._headline)
         self._context: Context = zmq.Context()
         self._reaper = Reaper()
@@ -221,6 +184,8 @@ class Daemon:
     async def _answer(self, verb: Verb) -> Reply | None:
         if self._over.is_set():
             return None  # read in the same pass that ended us: it is asked again, of the next one
+        if verb.name == takeover.ASK:
+            return self._hand_over()
         if self._unasked is not None:
             self._unasked.cancel()  # an idle daemon has no timer at all
             self._unasked = None
@@ -238,6 +203,23 @@ class Daemon:
             if not self._deployments.by_name:
                 asyncio.get_running_loop().call_later(IDLE_S, self._end_if_idle)
 
+    def _hand_over(self) -> Reply:
+        """End for another daemon's sake; workers aren't touched."""
+        if self._end_asked or self._arriving:
+            busy = "it is ending" if self._end_asked else "it is answering an `up`"
+            return Reply(code=1, text=f"{busy}; try again")
+        takeover.announce(self._run_dir.handover)
+        self._supervisor.freeze()
+        self._control.pause()
+        self._over.set()
+        inherited = takeover.Inherited(
+            pid=os.getpid(),
+            version=__version__,
+            on_demand=self._on_demand,
+            watched={name: self._watched.get(name, []) for name in self._deployments.by_name},
+        )
+        return Reply(code=0, data=msgspec.to_builtins(inherited))
+
     def _end_if_idle(self) -> None:
         """End where nothing is up and nothing is coming: only a daemon that was told to stay stays.
 
@@ -251,12 +233,17 @@ class Daemon:
     def _save(self, replica: ReplicaId, state: State) -> None:
         """Write a state down. A full disk stops nothing: the next daemon finds an older state."""
         try:
-            write_atomically(self._run_dir.replica(replica), encode_saved(Saved(self._boot, state)))
+            write_atomically(
+                self._run_dir.replica(replica), encode_saved(Saved(self._boot, state, SCHEMA))
+            )
         except OSError as error:
             self._publisher.event(replica, "not-saved", reason=str(error))
 
-    async def serve(self, ready_fd: int) -> int:
-        """Adopt what lives, answer verbs, until it is over."""
+    async def serve(self, ready_fd: int, inherited: takeover.Inherited | None = None) -> int:
+        """Adopt what lives, answer verbs, until it is over.
+
+        `inherited`: what the daemon before told us, if we took over from one.
+        """
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._failed)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -279,11 +266,14 @@ class Daemon:
         self._gate.begin()
         self._publisher.event("daemon", "started", detail={"pid": str(os.getpid())})
         self._serving = True
+        self._run_dir.handover.unlink(missing_ok=True)
+        if inherited is not None:
+            self._take_up(inherited)
         if self._end_asked:
             self._end_all()
         self._unasked = loop.call_later(FIRST_S, self._end_if_idle)
         reached("daemon.serving")
-        _say(ready_fd, "ready")
+        say(ready_fd, "ready")
         self._systemd.ready()
         await self._over.wait()
         try:
@@ -337,7 +327,18 @@ class Daemon:
 
     def _watch(self, found: Deployment, pid: int) -> None:
         """Take a topology down when the foreground `up` that asked for it has ended."""
+        self._watched.setdefault(found.name, []).append(pid)
         self._foreground.watch(pid, lambda: self._abandoned(found))
+
+    def _take_up(self, inherited: takeover.Inherited) -> None:
+        """Go on with what only the old daemon's memory held."""
+        detail = {"pid": str(inherited.pid), "version": inherited.version}
+        self._publisher.event("daemon", "replaced", detail=detail)
+        for name, pids in inherited.watched.items():
+            found = self._deployments.by_name.get(name)
+            if found is not None:
+                for pid in pids:
+                    self._watch(found, pid)
 
     def _abandoned(self, found: Deployment) -> None:
         # It may be down meanwhile, and another of its name be up.

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from msgspec import structs
 
 from orchestrator.core.health import Health, health
-from orchestrator.core.reasons import Cause
+from orchestrator.core.reasons import Cause, Reason
 from orchestrator.core.state import Await, Phase, State, Want
 from orchestrator.daemon.deployment import Deployment
 from orchestrator.daemon.routing import ENGINE_KINDS
@@ -76,6 +76,10 @@ def replica(unit: Unit, now: float) -> snapshot.ReplicaStatus:
     if reason.cause in QUIET and state.last_failure is not None:
         # It is well again: why there was a restart is worth a line, what to do isn't.
         shown, prefix = structs.replace(state.last_failure, advice=""), "restarted: "
+    strange = next((heard.foreign for heard in unit.heard.values() if heard.foreign), "")
+    if strange and state.phase is Phase.READY:
+        advice = f"`dynorch restart {unit.id}`, so that it runs this daemon's version"
+        shown, prefix = Reason(Cause.UNREADY, strange, advice), ""
     quiet = shown.cause in QUIET
     return snapshot.ReplicaStatus(
         index=unit.id.replica,

@@ -80,6 +80,7 @@ class Supervisor:
         self._mailbox: deque[Letter] = deque()
         self._timers: dict[ReplicaId, asyncio.TimerHandle] = {}
         self._scheduled = False
+        self._frozen = False
         # Who waits for its turn, in order of coming, and who has it.
         self._queue: dict[ReplicaId, None] = {}
         self._births: set[ReplicaId] = set()
@@ -161,13 +162,19 @@ class Supervisor:
         )
         self.post(unit.id, make(unit.state.intent + queued + 1))
 
+    def freeze(self) -> None:
+        """Decide nothing more: what comes from now on is for the next daemon to find."""
+        self._frozen = True
+
     def _schedule(self) -> None:
-        if not self._scheduled:
+        if not self._scheduled and not self._frozen:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _turn(self) -> None:
         self._scheduled = False
+        if self._frozen:
+            return
         for _ in range(min(TURN_MAX, len(self._mailbox))):
             replica, event, then = self._mailbox.popleft()
             unit = self.units.get(replica)

@@ -71,6 +71,7 @@ class Heard:
     progress: str = ""
     percent: float | None = None
     main_pid: int | None = None
+    foreign: str = ""
     log_dropped_bytes: int = 0
     ports: dict[str, int] = field(default_factory=dict)
     log_from: int = 0
@@ -120,3 +121,8 @@ class Unit:
         if heard is None or heard.incarnation != life.incarnation:
             heard = self.heard[life.member] = Heard(life.incarnation)
         return heard
+
+
+def foreign(who: str, protocol: int, known: tuple[int, int]) -> str:
+    """Say that a process of another version runs here that we may not understand."""
+    return f"its {who} speaks protocol {protocol}, and this daemon {known[0]} and {known[1]}"

@@ -37,13 +37,13 @@ class Down(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class On(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Arguments of `start`, `stop`, `restart` and `drain`.
 
-    `rolling`: restart one replica of a role after the other. `timeout_s`: how long a drain may
+    `rolling`: restart one replica of a role after the other. `limit_s`: how long a drain may
     take; without it, as long as there are requests.
     """
 
     target: str
     rolling: bool = False
-    timeout_s: Annotated[float, msgspec.Meta(ge=0, le=DRAIN_MAX_S)] | None = None
+    limit_s: Annotated[float, msgspec.Meta(ge=0, le=DRAIN_MAX_S)] | None = None
 
 
 class Verbs:
@@ -134,7 +134,7 @@ class Verbs:
     async def _drain(self, args: dict[str, Any]) -> Reply:
         on = msgspec.convert(args, On)
         units = self._units(on.target)
-        self._deployments.begin_stop(units, DRAIN_MAX_S if on.timeout_s is None else on.timeout_s)
+        self._deployments.begin_stop(units, DRAIN_MAX_S if on.limit_s is None else on.limit_s)
         return _about(units)
 
 

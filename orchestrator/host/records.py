@@ -12,6 +12,10 @@ import msgspec
 
 from orchestrator.host.identity import Identity
 
+PROTOCOL = 1
+PROTOCOLS = (PROTOCOL - 1, PROTOCOL)
+"""What the daemon understands of its shims: its own version, and the one before."""
+
 
 class Process(msgspec.Struct, frozen=True):
     """A process of the record's boot."""

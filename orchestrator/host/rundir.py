@@ -98,6 +98,7 @@ class RunDir:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.lock = root / "daemon.lock"
+        self.handover = root / "handover"
         self.control = root / "control.sock"
         self.events = root / "events.sock"
         self.gpus = root / "gpus.json"

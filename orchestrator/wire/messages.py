@@ -14,6 +14,8 @@ from typing import Any
 import msgspec
 
 PROTOCOL = 1
+PROTOCOLS = (PROTOCOL - 1, PROTOCOL)
+"""What the daemon understands of its workers: its own version, and the one before."""
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", kw_only=True):

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-from orchestrator.daemon.main import run
+from orchestrator.daemon.entry import run
 
 
 def start() -> None:

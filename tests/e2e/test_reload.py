@@ -1,8 +1,11 @@
 """`up` on a changed file, `scale` and rolling restarts, while clients ask without a pause."""
 
+import socket
+
 import pytest
 
 from tests.e2e.traffic import Traffic
+from tests.eventually import eventually
 
 TWO = """
 name  = "agg"
@@ -16,6 +19,12 @@ env = { COLOUR = "red" }
 sim = { startup = "50ms", step = "2ms" }
 [processes.side]
 command = ["sleep", "1000"]
+"""
+CYCLE = """"1000"]
+depends-on = ["other"]
+[processes.other]
+command = ["cat"]
+depends-on = ["side"]
 """
 ONE = TWO.replace("replicas = 2", "replicas = 1")
 
@@ -72,3 +81,152 @@ def test_no_request_fails_while_a_role_is_renewed(dynorch, text):
     names = {"frontend-0": 1, "worker-0": 3, "worker-1": 3, "side-0": 1}
     assert lives(dynorch) == {name: names[name] for name in lives(dynorch)}
     assert dynorch.topology()["rollout"] == ""
+
+
+@pytest.mark.parametrize("text", [TWO, ONE], ids=["two replicas", "one replica"])
+def test_a_change_that_fails_stops_and_what_has_the_old_one_serves_on(dynorch, text):
+    dynorch("up", "-d", dynorch.file(text))
+    faults = text.replace("startup", 'faults = [{ fault = "crash" }], startup')
+    faults = faults.replace("[processes", "[roles.worker.restart]\nattempts = 1\n[processes")
+    with Traffic(dynorch.url) as traffic:
+        failed = dynorch("up", "-d", dynorch.file(faults), code=1)
+        assert "failed with its new configuration" in failed.stdout.splitlines()[-1]
+        assert dynorch.topology()["rollout"] == "halted"
+        assert "failed with its new configuration" in dynorch("status").stdout
+        traffic.go_on()
+        dynorch("up", "-d", dynorch.file(text))
+        traffic.go_on()
+    assert traffic.failures == []
+    assert dynorch.topology()["rollout"] == ""
+    assert dynorch.topology()["health"] == "ready"
+    assert dynorch("plan", "--diff", dynorch.file(text)).stdout == "agg: nothing changes\n"
+
+
+def test_the_next_daemon_goes_on_with_a_change(dynorch):
+    dynorch("up", "-d", dynorch.file(TWO))
+    file = dynorch.file(TWO.replace("red", "blue").replace("50ms", "1s"))
+    up = dynorch.popen("up", "-d", file)
+    eventually(lambda: dynorch.replica("worker", 0)["incarnation"] == 2)
+    dynorch.kill_daemon()
+    up.wait()
+    dynorch("up", "-d", file)
+    assert lives(dynorch) == {"frontend-0": 1, "worker-0": 2, "worker-1": 2, "side-0": 1}
+    assert dynorch.topology()["rollout"] == ""
+
+
+def test_a_scale_lasts_until_the_file_is_applied_again(dynorch):
+    file = dynorch.file(TWO)
+    dynorch("up", "-d", file)
+    with Traffic(dynorch.url) as traffic:
+        dynorch("scale", "worker=3")
+        assert dynorch.topology()["scaled"] == ["worker=3 by hand, 2 in the file"]
+        dynorch.kill_daemon()
+        dynorch("plan", "--diff", file)
+        dynorch("scale", "worker=1", code=3)
+        dynorch("daemon", "--replace", code=3)
+        traffic.go_on()
+        assert "stop    agg/worker-2" in dynorch("up", "-d", file).stdout
+        dynorch("scale", "agg/worker=1")
+        assert lives(dynorch).keys() == {"frontend-0", "worker-0", "side-0"}
+        traffic.go_on()
+    assert traffic.failures == []
+    for wrong, said in (
+        ("wroker=1", "did you mean worker?"),
+        ("side=2", "plain command"),
+        ("worker=0", "from 1 to"),
+        ("other/worker=1", "up are: agg"),
+    ):
+        assert said in dynorch("scale", wrong, code=1).stderr
+
+
+def test_statement_33_a_failed_replica_starts_again_on_start_and_on_its_own_change(dynorch):
+    text = TWO + '[processes.bad]\ncommand = ["no-such-program"]\n'
+    dynorch("up", "-d", dynorch.file(text), code=1)
+    assert lives(dynorch)["bad-0"] == 1
+    dynorch("start", "agg/bad", code=1)
+    assert lives(dynorch)["bad-0"] == 2
+    dynorch("restart", "--rolling", "agg/side", code=None)
+    dynorch("scale", "worker=3", code=1)
+    assert lives(dynorch)["bad-0"] == 2
+    dynorch("up", "-d", dynorch.file(text.replace('"no-such-program"', '"sleep", "1000"')))
+    assert lives(dynorch)["bad-0"] == 3
+    assert dynorch.replica("bad")["phase"] == "ready"
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "said"),
+    [
+        ("replicas = 2", "replicsa = 2", "t.toml:8: roles.worker.replicsa"),
+        ("replicas = 2", 'replicas = "2"', "t.toml:8: roles.worker.replicas"),
+        ('engine = "sim"', 'engine = "vllm"\ngpus = [7]\nreplicas = 1\n[x]', "t.toml:"),
+        ('"1000"]', CYCLE, "t.toml:13: processes.side.depends-on"),
+        ("port = ", "port = {taken} #", "t.toml:5: frontend.port"),
+    ],
+    ids=["unknown key", "type error", "device out of range", "cycle", "port clash"],
+)  # fmt: skip
+def test_statement_62_what_is_wrong_is_refused_before_anything_is_touched(
+    dynorch, was, becomes, said
+):
+    dynorch("up", "-d", dynorch.file(TWO))
+    before = pids(dynorch)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = str(other.getsockname()[1])
+        if int(taken) > 49151:
+            pytest.skip("no free port below the ephemeral range")
+        file = dynorch.file(TWO.replace(was, becomes.replace("{taken}", taken)))
+        for verb in (("up", "-d"), ("plan", "--diff")):
+            refused = dynorch(*verb, file, code=None)
+            assert refused.returncode in {1, 2}
+            assert said in refused.stderr
+    assert pids(dynorch) == before
+    assert dynorch("plan", "--diff", dynorch.file(TWO)).stdout == "agg: nothing changes\n"
+
+
+def test_statement_56_a_daemon_that_is_replaced_loses_nothing(dynorch, tmp_path):
+    dynorch("up", "-d", dynorch.file(TWO))
+    before, old = pids(dynorch), dynorch.daemon_pid()
+    with Traffic(dynorch.url) as traffic:
+        dynorch("daemon", "--replace")
+        assert pids(dynorch) == before
+        assert dynorch.daemon_pid() != old
+        eventually(lambda: dynorch.topology()["health"] == "ready")
+        traffic.go_on()
+        # One that can't start, for its code or for what it finds, leaves the other as it is.
+        present = dynorch.daemon_pid()
+        (tmp_path / "pydantic.py").write_text("raise ImportError('a broken installation')")
+        broken = dynorch("daemon", "--replace", code=1, PYTHONPATH=str(tmp_path))
+        assert "a broken installation" in broken.stderr
+        odd = dynorch.run_dir / "topologies" / "odd.json"
+        odd.write_text("{}")
+        assert "can't read odd.json" in dynorch("daemon", "--replace", code=1).stderr
+        odd.unlink()
+        assert dynorch.daemon_pid() == present
+        assert pids(dynorch) == before
+    assert traffic.failures == []
+
+
+def test_a_part_is_stopped_dependants_first(dynorch):
+    text = TWO + '[processes.late]\ncommand = ["sleep", "1000"]\ndepends-on = ["side"]\n'
+    dynorch("up", "-d", dynorch.file(text))
+    assert "did you mean agg/side?" in dynorch("drain", "agg/sied", code=1).stderr
+    dynorch("stop", "agg/side", "--no-wait")
+    eventually(lambda: dynorch.replica("side")["phase"] == "stopped")
+    dynorch("start", "agg/side")
+    dynorch("stop", "agg")
+    stops = [
+        line.split()[2]
+        for line in dynorch("events", "-n", "200").stdout.splitlines()
+        if "stopped: stopped as asked" in line
+    ]
+    assert stops.index("agg/late-0") < len(stops) - 1 - stops[::-1].index("agg/side-0")
+    assert stops.index("agg/frontend-0") < stops.index("agg/worker-0")
+
+
+def test_a_drain_lets_long_answers_end(dynorch):
+    dynorch("up", "-d", dynorch.file(ONE.replace("2ms", "100ms") + "[stop]\ndrain = '100ms'\n"))
+    with Traffic(dynorch.url, clients=1) as traffic:
+        eventually(lambda: dynorch.engine_workers()[0]["inflight"])
+        dynorch("drain", "agg/worker-0", "--no-wait")
+        eventually(lambda: traffic.done >= 1)
+    assert dynorch.replica("worker")["want"] == "down"
+    eventually(lambda: dynorch.replica("worker")["phase"] == "stopped")

@@ -194,7 +194,7 @@ def test_an_order_before_the_shim_answers_is_given_to_it(yard, monkeypatch):
     given = []
 
     class Link:
-        record = SimpleNamespace(log_from=0, main=None)
+        record = SimpleNamespace(protocol=1, log_from=0, main=None)
 
         @classmethod
         def connect(cls, directory, on_event):
