@@ -160,9 +160,9 @@ def titled():
 
 
 def storm():
-    """Every process forks two and goes on forking for those that it lost, a few hundred in all."""
+    """Every process forks two and goes on forking for those that it lost; 63 in all, at most."""
     note("main")
-    grow(7)
+    grow(5)
 
 
 def grow(depth):

@@ -21,7 +21,7 @@ from orchestrator.daemon.launcher import Launcher, facts_of
 from orchestrator.daemon.reading import RefusedError, adopted
 from orchestrator.daemon.supervisor import Supervisor
 from orchestrator.daemon.unit import Unit
-from orchestrator.host import procfs
+from orchestrator.host import cgroup, procfs
 from orchestrator.host.fault_points import reached
 from orchestrator.host.orphans import end_leftovers
 from orchestrator.host.reaper import Reaper
@@ -55,6 +55,7 @@ class Adoption:
     async def run(self) -> list[str]:
         """Adopt everything; returns a sentence for each thing that couldn't be."""
         self._run_dir.remove_rubble()
+        cgroup.sweep()
         checks = await self._end_checks()
         lives = {life.life: life for life in self._run_dir.scan()}
         reached("adoption.scanned")

@@ -168,7 +168,7 @@ class Launcher:
         """The control group that is to hold this tree; empty where it gets none."""
         if tree in {"walk", "pidns"} or not self._group_home:
             return ""
-        return f"{self._group_home}/dynorch-{directory.name}-{nonce}"
+        return f"{self._group_home}/{cgroup.PREFIX}{directory.name}-{nonce}"
 
     def _blob(self, unit: Unit, life: LifeId, planned: PlannedWorker, directory: Path) -> bytes:
         policy = unit.spec.policy

@@ -8,15 +8,17 @@ Only version 2 has this, and often we may not use it: in most containers the hie
 and under systemd it belongs to systemd, except for what was delegated to us (`Delegate=yes` in the
 unit). So a group is an addition: the walk over /proc finds the same processes while a shim lives.
 
-A process is put into its group by its parent right after the fork, not by itself: a first move
-after a quiet moment takes the kernel some 15 ms, which a worker's first instruction needn't wait
-for. What it forks before it is moved stays outside, and only the walk sees it.
+A process is born in its group if it can be (see `fork_into`). Else its parent moves it right after
+the fork, not the process itself: a first move after a quiet moment takes the kernel some 15 ms,
+which a worker's first instruction needn't wait for. What it forks before it is moved stays outside,
+and only the walk sees it.
 """
 
 import errno
 import os
+import time
 
-from orchestrator.host import procfs
+from orchestrator.host import prctl, procfs
 
 MOUNTS = "/proc/self/mounts"
 OWN = "/proc/self/cgroup"
@@ -24,6 +26,8 @@ SYSTEMD = "/run/systemd/system"
 DELEGATED = ("user.delegate", "trusted.delegate")
 """Set by systemd on a group that was given away."""
 
+PREFIX = "dynorch-"
+SWEPT_AFTER_S = 60.0
 MOUNTS_MAX = 1 << 20
 PROCS_MAX = 4 << 20
 DEPTH_MAX = 32
@@ -71,6 +75,15 @@ def make(path: str) -> None:
         raise OSError(errno.ENOSYS, "this kernel has no cgroup.kill", path)
 
 
+def fork_into(path: str) -> int:
+    """Fork a child that is born in the group: see `prctl.fork_into`."""
+    group = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return prctl.fork_into(group)
+    finally:
+        os.close(group)
+
+
 def add(path: str, pid: int) -> None:
     """Move a process, with all its threads, into the group. OSError when that can't be done."""
     _write(f"{path}/cgroup.procs", str(pid).encode())
@@ -103,6 +116,25 @@ def remove(path: str) -> bool:
         except OSError:
             return False
     return True
+
+
+def sweep() -> None:
+    """Remove empty groups that nobody removed, say because the machine's user killed everything.
+
+    Young ones are spared: their tree may just be coming.
+    """
+    root = home()
+    for name in os.listdir(root) if root else ():
+        path = f"{root}/{name}"
+        if name.startswith(PREFIX) and _age_s(path) > SWEPT_AFTER_S and not members(path):
+            remove(path)
+
+
+def _age_s(path: str) -> float:
+    try:
+        return time.time() - os.stat(path).st_mtime
+    except OSError:
+        return 0.0
 
 
 def _groups(path: str) -> list[str]:

@@ -59,13 +59,15 @@ class Walk:
 class Group(Walk):
     """A control group of the tree's own, at a path that didn't exist before.
 
-    One that can't be had at this moment isn't worth a failed start: the walk goes on alone, and
-    the shim's last words say why.
+    A command is born in it; `executes` says that main is one. Where that can't be had, and for
+    main that goes on in this image, see `cgroup`. A group that can't be had at this moment isn't
+    worth a failed start: the walk goes on alone, and the shim's last words say why.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, executes: bool) -> None:
         super().__init__()
         self.group = path
+        self._executes = executes
 
     def prepare(self) -> None:
         """Make the group."""
@@ -76,7 +78,12 @@ class Group(Walk):
             self._do_without(error)
 
     def fork(self) -> int:
-        """Fork main and put it into the group from outside: it waits for nothing."""
+        """Fork main into the group, or put it there from outside: it waits for nothing."""
+        if self._executes and self.group:
+            try:
+                return cgroup.fork_into(self.group)
+            except OSError:
+                self._executes = False  # not had here
         main = os.fork()
         if main and self.group:
             try:
@@ -113,7 +120,7 @@ class Group(Walk):
 def of(spawn: "Spawn") -> Walk:
     """Return what this worker is to be held together by."""
     if spawn.tree == "cgroup":
-        return Group(spawn.group)
+        return Group(spawn.group, executes=bool(spawn.argv))
     if spawn.tree == "pidns":
         from orchestrator.host import nest  # noqa: PLC0415 - only who asks for it pays its pages
 

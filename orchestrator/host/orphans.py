@@ -27,6 +27,8 @@ from orchestrator.host.shm import NAMES, Leftovers
 PAUSE_S = 0.01
 PAUSE_MAX_S = 1.0
 STUCK_AFTER_S = 10.0
+CALM_MAX = 50
+"""So many passes over an empty tree wait for its control group to let itself be removed."""
 
 
 class Search:
@@ -39,12 +41,16 @@ class Search:
 
     def members(self) -> list[procfs.Stat]:
         """Everybody of that life who is there now, zombies included."""
+        listed = cgroup.members(self._record.group) if self._record.group else set()
         everything = procfs.every()
         roots = {one.pid for one in everything.values() if self._is_one(one, everything)}
-        if self._record.group:
-            roots |= cgroup.members(self._record.group) & everything.keys()
+        roots |= listed & everything.keys()
         below = procfs.below(roots, everything)
         return [everything[pid] for pid in roots] + below
+
+    def hides_somebody(self) -> bool:
+        """Whether the control group has a member, though none can be seen to stand still."""
+        return bool(self._record.group and cgroup.members(self._record.group))
 
     def storm(self, members: list[procfs.Stat]) -> None:
         """Kill more of them at once than one by one."""
@@ -121,12 +127,16 @@ class Ending:
             self._say_stuck(now)
             loop.call_later(min(self._pause_s, self._patience(now)), self._pass)
             return
+        if self._search.hides_somebody():
+            self._calm = 0
+            self._search.storm([])
         self._calm += 1
         if self._calm < 2 or first:
             loop.call_soon(self._pass)
             return
-        if self._record.group:
-            cgroup.remove(self._record.group)
+        if self._record.group and not cgroup.remove(self._record.group) and self._calm < CALM_MAX:
+            loop.call_later(PAUSE_S, self._pass)  # the kernel may take a moment over its dead
+            return
         self._on_empty(self._record_of_end(now))
 
     def _patience(self, now: float) -> float:

@@ -30,7 +30,7 @@ from orchestrator.host.shm import Leftovers
 SPARE_S = 2.0
 """What resource trackers get; they need about half a second after the others are gone."""
 
-STORM_PASSES = 4
+STORM_PASSES = 2
 """After so many passes in a row with somebody new, whole groups are signalled."""
 
 STORM_CROWD = 64

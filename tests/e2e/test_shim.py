@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.host import cgroup, procfs, shm
+from orchestrator.host import tree as tree_module
 from orchestrator.host.orphans import end_leftovers
 from orchestrator.host.records import ShimLost, StateSeen, TreeEmpty
 from orchestrator.host.rundir import RunDir
@@ -89,13 +90,13 @@ def test_names_in_shared_memory_go_though_nobody_is_left_who_knows_them(machine)
     machine.call(link.note_shared_memory)
     machine.eventually((life.directory / shm.NAMES).exists)
     machine.call(link.close)
-    everybody = [one.pid for one in procfs.descendants(born[0]["shim"])]
-    for pid in everybody:
-        os.kill(pid, signal.SIGSTOP)
+    everybody = procfs.descendants(born[0]["shim"])
+    for one in everybody:
+        tree_module.kill_exactly(one, signal.SIGSTOP)
     kill_together(machine, daemon, born[0]["shim"])
-    for pid in everybody:
-        os.kill(pid, signal.SIGKILL)
-    machine.eventually(lambda: not alive(everybody))
+    for one in everybody:
+        tree_module.kill_exactly(one)
+    machine.eventually(lambda: not alive(one.pid for one in everybody))
     assert all(Path(shm.ROOT, name).exists() for name in names)
     assert end_what_is_left(machine, run).unlinked == sorted(names)
     assert not any(Path(shm.ROOT, name).exists() for name in names)
