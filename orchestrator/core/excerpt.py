@@ -7,7 +7,7 @@ doesn't look at; so the excerpt is diagnosed like the whole, and a replay of the
 the same reason. What looks like a secret is left out, too.
 """
 
-from orchestrator.core.log_lines import QUIET, SECRETS, is_noise, parse
+from orchestrator.core.log_lines import QUIET, SECRETS, is_noise, level_of
 
 EXCERPT_MAX = 16 << 10
 HEAD_SHARE = 0.6
@@ -24,16 +24,21 @@ def excerpt(tail: str) -> str:
     kept: list[str] = []
     raw = tail.splitlines()
     in_frame = False
-    for number, (line, text) in enumerate(zip(parse(tail), raw, strict=True)):
-        is_source = in_frame and line.text.startswith("    ")
-        in_frame = is_source or line.text.lstrip().startswith("File ")
-        told = line.level not in QUIET and not is_noise(line.text) and not is_source
-        marks = any(mark in line.text for mark in MARKS)
-        if told or marks or number >= len(raw) - LAST_LINES:
-            kept.append(SECRETS.sub("***", text[:LINE_CHARS]))
+    for number, line in enumerate(raw):
+        level, text = level_of(line)
+        is_source = in_frame and text.startswith("    ")
+        in_frame = is_source or text.lstrip().startswith("File ")
+        told = level not in QUIET and not is_source and not is_noise(text)
+        if told or number >= len(raw) - LAST_LINES or any(mark in text for mark in MARKS):
+            kept.append(line[:LINE_CHARS])
     whole = "\n".join(kept)
-    if len(whole) <= EXCERPT_MAX:
-        return whole
+    if len(whole) > EXCERPT_MAX:
+        whole = cut(whole)
+    return SECRETS.sub("***", whole)
+
+
+def cut(whole: str) -> str:
+    """Keep the first part and the last, in whole lines."""
     head = int(EXCERPT_MAX * HEAD_SHARE)
     return (
         whole[:head].rpartition("\n")[0] + "\n" + whole[head - EXCERPT_MAX + 1 :].partition("\n")[2]

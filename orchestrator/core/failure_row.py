@@ -62,7 +62,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     def says_so(self, line: str) -> bool:
         """Say whether one line holds the words."""
-        return any(pattern(words).search(line) for words in self.words)
+        for words in self.words:
+            if " ... " not in words and not words.startswith("re:"):
+                if words in line:
+                    return True
+            elif pattern(words).search(line):
+                return True
+        return False
 
     def values(self, line: str) -> dict[str, str]:
         """Find the numbers and names that the texts want."""
@@ -97,7 +103,7 @@ def row(  # noqa: PLR0917 - a line of a table is read by position
 
 @lru_cache(512)
 def pattern(words: str) -> re.Pattern[str]:
-    """Compile the words of a row."""
+    """Compile the words of a row that are more than one substring."""
     if words.startswith("re:"):
         return re.compile(words.removeprefix("re:"))
     return re.compile(".*?".join(re.escape(part) for part in words.split(" ... ")))

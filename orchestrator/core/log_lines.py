@@ -23,8 +23,12 @@ READ_MAX = 2000
 BLOCK_MAX = 80
 """Lines of one traceback that are kept; a deeper one loses its middle."""
 
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 QUIET = frozenset({"DEBUG", "INFO", "WARNING"})
 """Levels at which nobody says why it died: also a traceback at such a level was survived."""
+
+FINDINGS_MAX = 200
+"""An end is explained in the daemon's one loop, so it may not take long whatever was logged."""
 
 INNERMOST, MIDDLE, OUTERMOST = 0, 1, 2
 
@@ -120,7 +124,7 @@ def parse(tail: str) -> list[Line]:
     found: list[Line] = []
     raw_depth, raw_process = OUTERMOST, ""
     for raw in tail.splitlines():
-        text = ESCAPES.sub("", raw[:READ_MAX]).rstrip()
+        text = plain(raw)
         match = PREFIX.match(text)
         assert match is not None, "every part of the prefix is optional"
         process, level = match["process"] or "", match["level"] or ""
@@ -139,10 +143,26 @@ def parse(tail: str) -> list[Line]:
             depth = INNERMOST
         elif not level:
             process, depth = raw_process, raw_depth
-        if EXCEPTION.match(rest):
+        if raw_process and EXCEPTION.match(rest):
             raw_depth, raw_process = OUTERMOST, ""  # that was the end of its traceback
         found.append(Line(depth, process, level, at, rest))
     return found
+
+
+def plain(raw: str) -> str:
+    """Cut a line to what is looked at, without colours."""
+    text = raw[:READ_MAX].rstrip()
+    return ESCAPES.sub("", text) if "\x1b" in text else text
+
+
+def level_of(raw: str) -> tuple[str, str]:
+    """Split a line into its level and its text; quick, because it is done to all of a log."""
+    text = plain(raw)
+    if not text.startswith(("(", *LEVELS)):
+        return "", text
+    match = PREFIX.match(text)
+    assert match is not None, "every part of the prefix is optional"
+    return match["level"] or "", text[match.end() :]
 
 
 def depth_of(process: str) -> int:
@@ -182,7 +202,12 @@ def findings(lines: list[Line]) -> list[Finding]:
     ]
     everything = [finding for _, finding in found] + singles
     told = [one for one in everything if not is_wrapper(one)]
-    return sorted(told, key=lambda one: one.number)
+    told.sort(key=lambda one: one.number)
+    # Said again and again, it is one finding; and of very many the first and the last will do.
+    distinct = list({(one.depth, one.lines, one.under): one for one in reversed(told)}.values())
+    distinct.reverse()
+    half = FINDINGS_MAX // 2
+    return distinct if len(distinct) <= FINDINGS_MAX else distinct[:half] + distinct[-half:]
 
 
 def single(lines: list[Line], number: int) -> Finding:

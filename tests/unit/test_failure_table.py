@@ -1,5 +1,6 @@
 """Each row of the failure table is found in a real log, and in nothing that only looks like it."""
 
+import random
 import re
 
 import pytest
@@ -9,7 +10,7 @@ from orchestrator.core.events import ExitFacts
 from orchestrator.core.excerpt import EXCERPT_MAX, excerpt
 from orchestrator.core.failure_row import When, fill
 from orchestrator.core.failure_table import ROWS
-from orchestrator.core.log_lines import parse
+from orchestrator.core.log_lines import FINDINGS_MAX, LINE_MAX, findings, parse
 from orchestrator.core.policy import Retries
 from orchestrator.core.reasons import Cause, Reason
 from tests.unit.failure_samples import AFTER, NEAR_MISSES, SAMPLES, SURVIVED, died, raised
@@ -184,6 +185,26 @@ def test_secrets_in_a_log_stay_there():
     for secret in ("hf_abc", "hunter22", "pw99"):
         assert secret not in str(reason) + reason.evidence + excerpt(log)
     assert "***" in reason.sentence
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_is_logged_is_explained_within_bounds(seed):
+    chance = random.Random(seed)
+    pieces = [sample.log for sample in SAMPLES] + [
+        chance.randbytes(500).decode("utf-8", "replace"), "Traceback (most recent call last):\n",
+        "(Worker pid=1) ERROR 11-22 17:06:51 [x.py:1]\n", "\x1b[31m", "Process X:\n", "x" * 5000,
+        "During handling of the above exception, another\n", "error: a\n", "\u2028", "\0",
+    ]  # fmt: skip
+    log = "".join(chance.choice(pieces)[chance.randrange(9) :] for _ in range(60))[-65536:]
+    short = excerpt(log)
+    assert len(short) <= EXCERPT_MAX
+    assert len(findings(parse(short))) <= FINDINGS_MAX
+    for ready_s in (None, AFTER):
+        for status in (None, 0, 256, 6, 7, 9, 34):
+            reason = reason_of(short, ready_s, status=status)
+            assert 0 < len(str(reason)) < 2000
+            assert len(reason.evidence) <= LINE_MAX
+            assert str(reason).isprintable()
 
 
 def test_brackets_go_when_their_names_are_unknown():
