@@ -2,11 +2,14 @@
 
 import pytest
 
+from orchestrator.core import events as e
 from orchestrator.core import liveness
 from orchestrator.core.lease import Verdict
 from orchestrator.core.liveness import Vitals, Watch
 from orchestrator.core.policy import Policy
 from orchestrator.core.reasons import Cause
+from orchestrator.core.state import routable
+from tests.unit.core_driver import Driver
 from workers.runtime.kin import Kin, below, describe
 from workers.runtime.pulse import Awake, Pulse
 
@@ -95,6 +98,18 @@ def test_a_beat_ends_a_silence_but_not_what_it_tells_of():
     assert (watch.verdict, news) == (MISSED, None)
     watch, news = liveness.hear(watch, Vitals(), 8.0, POLICY)
     assert news.verdict is FRESH
+
+
+def test_a_ready_replica_shows_what_its_member_suffers_from_and_forgets_it():
+    driver = Driver(Policy(members=2)).start().ready()
+    found = liveness.judge(Vitals(engine_age_s=20, **STOPPED), POLICY)
+    driver.member(e.LeaseMissed, 1, found.reason)
+    assert not routable(driver.state)
+    assert driver.state.reason.sentence.startswith("member 1: the engine hasn't answered for 20 s")
+    driver.member(e.LeaseRecovered, 1)
+    assert (routable(driver.state), driver.cause) == (True, Cause.OK)
+    driver.member(e.LeaseMissed, 0)
+    assert "stopped beating" in driver.state.reason.sentence
 
 
 class TestAges:

@@ -48,7 +48,7 @@ port = {{port}}
 engine = "vllm"
 # Routes of vLLM's that nobody should have, one of which can break its engine.
 env = {{ VLLM_SERVER_DEV_MODE = "1" }}
-liveness = {{ ask = "500ms", unready = "2s", hang = "8s", busy = "60s", expire = "8s" }}
+liveness = {{ ask = "500ms", unready = "2s", hang = "6s", busy = "60s", expire = "8s" }}
 [roles.worker.vllm]
 {flags}
 """)

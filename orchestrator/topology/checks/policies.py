@@ -94,19 +94,23 @@ def _liveness(
 ) -> Iterator[Finding]:
     """Unready comes before dead, and an idle engine gets no more time than a busy one."""
     silence_s = alive.misses * alive.beat_s
-    wrong = {}
+    wrong: dict[tuple[str, ...], tuple[str, str]] = {}
     if alive.expire_s <= silence_s:
         least = format_duration(silence_s)
         said = f"expire {format_duration(alive.expire_s)} isn't more than the {alive.misses} beats"
-        wrong["expire_s"] = (f"{said} that may be missed, {least}", f"write more than {least}")
+        wrong["expire_s", "misses", "beat_s"] = (
+            f"{said} that may be missed, {least}",
+            f"write more than {least}",
+        )
     for lesser, greater in (("unready_s", "hang_s"), ("hang_s", "busy_s")):
         least_s, given_s = getattr(alive, lesser), getattr(alive, greater)
         if given_s < least_s:
             key, least = toml_key(greater), format_duration(least_s)
             said = f"{key} {format_duration(given_s)} is less than {toml_key(lesser)}, {least}"
-            wrong[greater] = (said, f'write {key} = "{least}" or more')
-    for attribute, words in wrong.items():
-        where = _where(written, path, inner, "liveness", attribute) or (*path, "liveness")
+            wrong[greater, lesser] = (said, f'write {key} = "{least}" or more')
+    for attributes, words in wrong.items():
+        places = [_where(written, path, inner, "liveness", each) for each in attributes]
+        where = next(filter(None, places), (*path, "liveness"))
         yield Finding(where, *words, _both(path, "liveness"))
 
 
