@@ -192,6 +192,13 @@ def test_statement_55_a_worker_that_dies_meanwhile_is_seen_with_its_exit(scene, 
     assert said in comes_back(scene, before, restarts=1).reason
 
 
+def test_the_journal_of_all_these_daemons_decides_the_same_again(scene):
+    told = scene.dynorch("events", "--verify").stdout
+    assert "all as recorded" in told
+    assert "can't be checked" not in told
+    assert int(told.split()[0]) > 0
+
+
 def test_every_point_is_in_the_code_and_tried():
     found: list[str] = []
     for path in (ROOT / "orchestrator").rglob("*.py"):

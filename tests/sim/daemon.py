@@ -14,7 +14,7 @@ from orchestrator.core import actions as a
 from orchestrator.core import adopt, replica
 from orchestrator.core import events as e
 from orchestrator.core.fleet import TOGETHER
-from orchestrator.core.state import AT_REST, LIVE, Phase, routable
+from orchestrator.core.state import AT_REST, LIVE, Phase, Stage, routable
 from orchestrator.daemon import publisher, supervisor
 from orchestrator.daemon.unit import Unit, UnitSpec
 from orchestrator.wire import events
@@ -252,6 +252,8 @@ class Daemon:
 
     def look(self, name: str, member: int, state):
         life = self.world.find(name, member, state.incarnation)
+        if life is not None and state.members[member].stage is not Stage.EMPTY:
+            assert not life.removed, f"{name}: an exit record went before anybody knew it for good"
         if life is None or (not life.alive and (life.record is None or life.removed)):
             return adopt.Nothing()
         if life.record is not None:

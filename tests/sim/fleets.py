@@ -56,7 +56,7 @@ def fleet_of(rng: Random) -> Fleet:
         )
         fleet.needs[name] = wants
         ids.append(name)
-    if rng.random() < 0.3:
+    if rng.random() < 0.45:
         bind(rng, fleet, ids)
     return fleet
 

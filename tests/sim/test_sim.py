@@ -47,9 +47,18 @@ def test_every_cell_of_the_table_is_reached():
     assert not set(CELLS) & replica.IMPOSSIBLE
 
 
+@pytest.fixture(scope="module")
+def hunts(pool):
+    return {name: pool.submit(hunt, name, SEEDS) for name in MUTANTS}
+
+
 @pytest.mark.parametrize("name", MUTANTS)
-def test_planted_bug_is_caught(name):
-    assert hunt(name, 1500) is not None
+def test_planted_bug_is_caught(hunts, name):
+    assert hunts[name].result() is not None
+
+
+def test_there_are_forty_planted_bugs():
+    assert len(MUTANTS) >= 40
 
 
 def test_a_seed_is_reproducible():

@@ -175,7 +175,7 @@ def test_statement_47_a_stop_while_waiting_is_over_at_once():
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations((2, 3, 4))))
-def test_s48_the_request_with_the_highest_intent_wins_whatever_the_order(order):
+def test_statement_48_the_request_with_the_highest_intent_wins_whatever_the_order(order):
     asked = {2: e.RestartRequested(2), 3: e.StartRequested(3), 4: e.StopRequested(4)}
     driver = Driver(Policy(drains=False)).start().ready()
     for intent in order:

@@ -22,7 +22,7 @@ def pauses(driver: Driver, times: int, *, ready_for_s: float) -> list[float]:
     return found
 
 
-def test_s21_delays_double_to_a_minute_measured_from_the_empty_tree():
+def test_statement_21_delays_double_to_a_minute_measured_from_the_empty_tree():
     patient = Policy(intensity=Policy().intensity.__class__(failures_max=100))
     found = pauses(Driver(patient).start(), 8, ready_for_s=1.0)
     for pause, nominal in zip(found, [1, 2, 4, 8, 16, 32, 60, 60], strict=True):
@@ -30,7 +30,7 @@ def test_s21_delays_double_to_a_minute_measured_from_the_empty_tree():
     assert found != [1, 2, 4, 8, 16, 32, 60, 60], "no jitter"
 
 
-def test_s21_the_delay_runs_from_the_empty_tree_not_from_the_exit():
+def test_statement_21_the_delay_runs_from_the_empty_tree_not_from_the_exit():
     driver = Driver().start().ready()
     driver.member(e.MainExited, 0, 256, after_s=5.0).feed(e.DaemonRestarted(), after_s=3.0)
     driver.empty()
@@ -45,7 +45,7 @@ def test_jitter_is_a_function_of_name_and_incarnation_alone():
     assert all(14.4 <= pause <= 17.6 for pause in once)
 
 
-def test_s22_first_crash_after_ten_ready_minutes_restarts_without_delay():
+def test_statement_22_first_crash_after_ten_ready_minutes_restarts_without_delay():
     driver = Driver().start()
     pauses(driver, 3, ready_for_s=1.0)
     assert driver.state.counters.row == 3
@@ -55,7 +55,7 @@ def test_s22_first_crash_after_ten_ready_minutes_restarts_without_delay():
     assert pauses(driver, 1, ready_for_s=1.0)[0] >= 1.8
 
 
-def test_s23_an_unasked_exit_with_0_after_ready_is_a_crash():
+def test_statement_23_an_unasked_exit_with_0_after_ready_is_a_crash():
     driver = Driver().start().ready().end(0, after_s=10.0)
     assert driver.phase is Phase.WAITING
     assert driver.state.last_failure.cause is Cause.CRASH
@@ -98,7 +98,7 @@ def test_s28_a_slow_start_is_left_alone_and_a_silent_one_tried_twice():
     assert len(driver.spawned_at) == 2
 
 
-def test_s30_six_quick_crashes_end_it():
+def test_statement_30_six_quick_crashes_end_it():
     driver = Driver().start()
     pauses(driver, 5, ready_for_s=60.0)
     assert driver.phase is Phase.STARTING
@@ -108,7 +108,7 @@ def test_s30_six_quick_crashes_end_it():
     assert len(driver.spawned_at) == 6
 
 
-def test_s30_one_crash_each_ten_minutes_never_does():
+def test_statement_30_one_crash_each_ten_minutes_never_does():
     driver = Driver().start()
     while driver.now < 24 * 3600:
         driver.ready().end(1, after_s=600.0)
@@ -118,7 +118,7 @@ def test_s30_one_crash_each_ten_minutes_never_does():
     assert len(driver.spawned_at) > 140
 
 
-def test_s32_counters_and_the_rest_of_the_delay_survive_the_daemon():
+def test_statement_32_counters_and_the_rest_of_the_delay_survive_the_daemon():
     driver = Driver().start()
     pauses(driver, 3, ready_for_s=1.0)
     driver.ready().end(1, after_s=1.0)
