@@ -31,9 +31,9 @@ def turn(device: Device, other: ReplicaId) -> Reason:
 
 def taken(device: Device, other: ReplicaId, phase: Phase) -> Reason:
     """Another one of ours has it for itself, or we want it for ourselves."""
-    sentence = f"{device} is {other}'s, which is {phase.value}"
+    who = f"{other}'s, which is {phase.value}"
     advice = 'stop that one, name other GPUs, or write gpu = { mode = "shared" } for both'
-    return Reason(Cause.WAITING_GPU, sentence, advice, evidence=f"{other} {phase.value}")
+    return Reason(Cause.WAITING_GPU, f"{device} is {who}", advice, evidence=who)
 
 
 def closed(

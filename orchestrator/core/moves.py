@@ -42,11 +42,13 @@ UNKNOWN = {
     Hold.DEPENDENCY: Reason(Cause.WAITING_DEPENDENCY, "asks whether what it depends on is there"),
     Hold.GPU: Reason(Cause.WAITING_GPU, "asks whether its GPUs are free"),
 }
+WAITING_CAUSES = {Cause.WAITING_DEPENDENCY, Cause.WAITING_GPU, Cause.WAITING_TURN}
 NEXT_TURN = Reason(Cause.WAITING_TURN, "waits for its turn: others are being started")
 ASKED_TO_START = Reason(Cause.REQUESTED, "asked to start")
 ASKED_TO_STOP = Reason(Cause.REQUESTED, "stopped as asked")
 STOPPING_AS_ASKED = Reason(Cause.REQUESTED, "asked to stop")
 RESTARTING_AS_ASKED = Reason(Cause.REQUESTED, "asked to restart")
+CLEARED = Reason(Cause.OK, "starts, for nothing holds it back any more")
 READY = Reason(Cause.OK, "ready")
 DONE = Reason(Cause.COMPLETED, "finished its work with exit code 0")
 
@@ -114,7 +116,8 @@ def launch(state: State, now: float, policy: Policy) -> Step:
     members = tuple(Member() for _ in range(policy.members))
     incarnation = state.incarnation + 1
     state = replace(state, incarnation=incarnation, members=members, fault=None, ready_at=None)
-    state = enter(state, Phase.STARTING, state.reason, now)
+    waited = state.reason.cause in WAITING_CAUSES
+    state = enter(state, Phase.STARTING, CLEARED if waited else state.reason, now)
     state, armed = arm(state, Await.START, now + policy.start.timeout_s)
     spawns = tuple(Spawn(index, incarnation) for index in range(policy.members))
     return state, armed + spawns

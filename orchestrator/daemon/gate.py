@@ -153,8 +153,10 @@ class GpuGate:
             for waiter in waiters:
                 self._tell(waiter.replica, events.Cleared(Hold.GPU, waiter.incarnation))
         elif waiters:
-            unclear = self._judge(await self._read(wanted) if wanted else {})
-            await self._ask_who(unclear)
+            readings = await self._read(wanted) if wanted else {}
+            # Look ahead: the first word about a device that isn't free says who holds it.
+            await self._ask_who(self._step(readings).unclear)
+            self._judge(readings)
         await self._rest(began)
 
     async def _rest(self, began: float) -> None:
@@ -225,19 +227,20 @@ class GpuGate:
         except LateError as late:
             self._publisher.event("daemon", "gpu-driver-hangs", reason=str(late))
 
-    def _judge(self, readings: Mapping[str, Reading]) -> set[str]:
-        """Tell what this sample means; returns the devices that aren't free."""
+    def _step(self, readings: Mapping[str, Reading]) -> gate.Outcome:
+        """Ask the core what this sample means."""
         now = asyncio.get_running_loop().time()
-        outcome = gate.step(
-            self._gate,
-            gate.Sample(
-                waiters=self._waiters(now),
-                occupants=self._occupants(),
-                readings=readings,
-                holders=self._holders,
-            ),
-            now,
+        sample = gate.Sample(
+            waiters=self._waiters(now),
+            occupants=self._occupants(),
+            readings=readings,
+            holders=self._holders,
         )
+        return gate.step(self._gate, sample, now)
+
+    def _judge(self, readings: Mapping[str, Reading]) -> None:
+        """Tell what this sample means."""
+        outcome = self._step(readings)
         self._keep(outcome.gate)
         for replica, reason in outcome.noted:
             self._publisher.event(replica, "gpu-held", reason=str(reason))
@@ -247,7 +250,6 @@ class GpuGate:
             del self._holders[uuid]
         for uuid in set(self._asked_at) - outcome.unclear:
             del self._asked_at[uuid]
-        return outcome.unclear
 
     def _note_loss(self, unit: Unit) -> None:
         """A worker died of its GPU: nobody is to start there before somebody has looked."""

@@ -26,7 +26,7 @@ class Lane:
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._since: float | None = None
+        self._busy = False
         self._lock = asyncio.Lock()
 
     async def call(self, function: Callable[[], T], deadline_s: float) -> T:
@@ -36,9 +36,9 @@ class Lane:
         """
         async with self._lock:
             loop = asyncio.get_running_loop()
-            if self._since is not None:
-                raise LateError(f"{self._what} hangs, for {loop.time() - self._since:.0f} s now")
-            self._since = loop.time()
+            if self._busy:
+                raise LateError(f"{self._what} hangs; the last question hasn't come back")
+            self._busy = True
             future: asyncio.Future[Any] = loop.create_future()
             self._begin(function, future)
             # Not wait_for: that would wait for a cancelled call as well.
@@ -53,7 +53,7 @@ class Lane:
         loop = asyncio.get_running_loop()
 
         def back(result: object) -> None:
-            self._since = None
+            self._busy = False
             if not future.done():
                 future.set_result(result)
 
