@@ -59,6 +59,11 @@ class Dirs(NamedTuple):
         """What happened, to be read."""
         return Journal(StateDir(self.state).journal)
 
+    @property
+    def failures(self) -> Path:
+        """Where the daemon tells of each replica that it has given up."""
+        return StateDir(self.state).failures
+
     def remains(self) -> Snapshot:
         """A snapshot without a daemon: what the shims' files say still runs."""
         grouped: dict[str, dict[str, dict[int, list[FoundLife]]]] = {}

@@ -45,11 +45,11 @@ def sigterm_interrupts() -> Iterator[None]:
 class Follower:
     """Watches one topology through the daemon."""
 
-    def __init__(self, client: Client, name: str) -> None:
+    def __init__(self, client: Client, name: str, *, plain: bool = False) -> None:
         self.client = client
         self._name = name
         self._subscription: Subscription = client.subscribe()
-        self.progress = Progress(name, sys.stdout)
+        self.progress = Progress(name, sys.stdout, plain=plain)
         self.last = self.look()
 
     def look(self) -> Snapshot:
@@ -79,12 +79,17 @@ class Follower:
         known = any(topology.name == self._name for topology in snapshot.topologies)
         return find(snapshot, self._name) if known else None
 
-    def until_settled(self) -> TopologyStatus | None:
-        """Wait until it answers, or until nothing moves and it doesn't."""
+    def until_settled(self, *, strict: bool = False) -> TopologyStatus | None:
+        """Wait until it answers, or until nothing moves and it doesn't.
+
+        `strict`: or until one replica has failed, whatever the rest does.
+        """
         self.progress.show(self.last)
         while True:
             topology = self.next()
             if topology is None or topology.rollout == "halted":
+                return topology
+            if strict and has_failed(topology):
                 return topology
             if topology.rollout:
                 continue
@@ -138,6 +143,13 @@ def is_done(replica: ReplicaStatus, verb: str, before: int) -> bool:
         return replica.phase in {"stopped", "failed"}
     renewed = verb != "restart" or replica.incarnation > before
     return renewed and replica.phase in {"ready", "completed", "failed"}
+
+
+def has_failed(topology: TopologyStatus) -> bool:
+    """Whether a replica was given up."""
+    return any(
+        replica.phase == "failed" for role in topology.supervised for replica in role.replicas
+    )
 
 
 def moving(topology: TopologyStatus) -> bool:

@@ -12,9 +12,9 @@ import typer
 
 from orchestrator.cli.dirs import Dirs, dirs, how_called
 from orchestrator.cli.files import engine_choice, read, variables_of
-from orchestrator.cli.follow import Follower, moving, sigterm_interrupts
+from orchestrator.cli.follow import Follower, has_failed, moving, sigterm_interrupts
 from orchestrator.cli.logs import last_lines
-from orchestrator.cli.main import INTERRUPTED, INVALID, NO_DAEMON, fail
+from orchestrator.cli.main import GIVEN_UP, INTERRUPTED, INVALID, NO_DAEMON, fail
 from orchestrator.daemon.absence import NoDaemonError
 from orchestrator.daemon.client import Client, call_or_start
 from orchestrator.views.banner import trouble, up_banner
@@ -45,11 +45,22 @@ def tell(reply: Reply) -> None:
         sys.stdout.flush()
 
 
-def up(file: Path, engine: str, *, detach: bool, banner: bool = True) -> int:
+def up(
+    file: Path,
+    engine: str,
+    *,
+    detach: bool,
+    banner: bool = True,
+    strict: bool = False,
+    plain: bool = False,
+) -> int:
     """Serve a topology until it answers (`detach`) or until Ctrl-C.
 
-    `banner`: say at the end how to use it.
+    `banner`: say at the end how to use it. `strict`: end with 3, in order, when a replica is given
+    up. `plain`: no colours, nothing redrawn.
     """
+    if strict and detach:
+        fail("-d leaves before anything can fail: it doesn't go with --exit-on-failed", INVALID)
     topology = read(file, engine=engine_choice(engine))
     here = dirs(create=True)
     arguments = {**up_arguments(file, engine), "watch_pid": 0 if detach else os.getpid()}
@@ -57,7 +68,9 @@ def up(file: Path, engine: str, *, detach: bool, banner: bool = True) -> int:
         reply = checked(call_or_start(client, here.run, here.state, "up", **arguments))
         tell(reply)
         try:
-            follower = Follower(client, topology.name)
+            follower = Follower(client, topology.name, plain=plain)
+            if strict:
+                return _stay_strictly(follower, topology.name, here, banner=banner)
             return _stay(follower, topology.name, detach=detach, banner=banner)
         except KeyboardInterrupt:
             if detach:
@@ -99,6 +112,26 @@ def _stay(follower: Follower, name: str, *, detach: bool, banner: bool) -> int:
         _quiet_down(follower, name)
     follower.progress.say([reason])
     return 1 if detach or settled.health == "failed" else _watch(follower, name)
+
+
+def _stay_strictly(follower: Follower, name: str, here: Dirs, *, banner: bool) -> int:
+    """Stay in the foreground until one replica is given up; then take the rest down."""
+    topology = follower.until_settled(strict=True)
+    if topology is not None and topology.health == "ready" and banner:
+        follower.progress.say(up_banner(follower.last, name, foreground=True, command=how_called()))
+    while topology is not None and not has_failed(topology):
+        event = follower.event()
+        if event is not None and event.reason and event.what == "phase-changed":
+            follower.progress.note(event_brief(event))
+        topology = follower.present(follower.last)
+    if topology is None:
+        print(f"{name} was taken down")
+        return 0
+    *story, reason = trouble(topology, _last_lines(topology))
+    follower.progress.say(story)
+    _quiet_down(follower, name)
+    follower.progress.say([[Span(f"    in short: {here.failures}", "dim")], reason])
+    return GIVEN_UP
 
 
 def _watch(follower: Follower, name: str) -> int:

@@ -4,7 +4,7 @@ Verbs are thin: they turn arguments into a question for the daemon and its answe
 they need is imported inside each, because `status` has 300 ms and most of that is importing.
 
 Exit status: 0 done; 1 it failed (the reason is the last line); 2 usage or an invalid topology;
-3 no daemon; 130 interrupted.
+3 no daemon, or `up --exit-on-failed` gave up; 130 interrupted.
 """
 
 import os
@@ -22,6 +22,8 @@ from orchestrator.daemon.absence import DaemonNotStartedError, DaemonSilentError
 
 INVALID = 2
 NO_DAEMON = 3
+GIVEN_UP = 3
+"""`up --exit-on-failed` took everything down because a replica was given up: no daemon then."""
 INTERRUPTED = 130
 
 
@@ -51,7 +53,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit status: 0 done; 1 it failed (the reason is the last line); 2 usage or an invalid "
-    "topology; 3 no daemon; 130 interrupted.",
+    "topology; 3 no daemon, or `up --exit-on-failed` gave up; 130 interrupted.",
 )
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The topology, a TOML file.")]
@@ -119,9 +121,19 @@ def up(
         bool, typer.Option("-d", "--detach", help="Return when it answers, instead of staying.")
     ] = False,
     engine: Engine = "auto",
+    *,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would start, restart and stop.")
     ] = False,
+    exit_on_failed: Annotated[
+        bool,
+        typer.Option(
+            "--exit-on-failed",
+            help="When a replica is given up, stop the rest in order and exit with 3; "
+            "failures.jsonl in the state directory says why.",
+        ),
+    ] = False,
+    ci: Annotated[bool, typer.Option("--ci", help="Plain lines, and --exit-on-failed.")] = False,
 ) -> None:
     """Serve a topology until Ctrl-C; with -d until `down`. Ready means that it answers.
 
@@ -133,7 +145,8 @@ def up(
 
     if dry_run:
         raise typer.Exit(change.difference(file, engine))
-    raise typer.Exit(lifecycle.up(file, engine, detach=detach))
+    strict = exit_on_failed or ci
+    raise typer.Exit(lifecycle.up(file, engine, detach=detach, strict=strict, plain=ci))
 
 
 @app.command()

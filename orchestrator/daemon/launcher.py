@@ -305,6 +305,9 @@ class Launcher:
         """Say so. The exit record goes only when the core's state knows what it says."""
         reached("launcher.end-heard")
         life = here.id
+        heard = here.unit.of(life)
+        if heard is not None:
+            heard.status = facts.status
         self._forget(here)
         emptied = events.TreeEmptied(life.member, life.incarnation, facts)
         self._post(life.of, emptied, lambda: self._remove(here.directory))

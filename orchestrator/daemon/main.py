@@ -33,6 +33,7 @@ from orchestrator.daemon.checks import Checks
 from orchestrator.daemon.control import Control
 from orchestrator.daemon.deployment import Deployment
 from orchestrator.daemon.deployments import Deployments, write_atomically
+from orchestrator.daemon.failures import Failures
 from orchestrator.daemon.foreground import Foreground
 from orchestrator.daemon.gate import GpuGate
 from orchestrator.daemon.hearing import Hearing
@@ -131,6 +132,7 @@ class Daemon:
         )
         self._checks = Checks(run_dir, self._nursery.zygote, self._reaper)
         self._prober = Prober(self._supervisor, self._checks)
+        self._failures = Failures(state_dir.failures)
         self._notices = Notices(self._supervisor)
         self._driver = Lane("the GPU driver (NVML)")
         self._gate = GpuGate(
@@ -170,6 +172,10 @@ class Daemon:
         self._systemd.changed()
         self._prober.changed(unit)
         self._notices.changed(unit)
+        try:
+            self._failures.changed(unit, before)
+        except OSError as error:
+            self._publisher.event(unit.id, "not-saved", reason=str(error))
 
     def settled(self, unit: Unit) -> None:
         """See `Deployments.settled`."""

@@ -60,7 +60,7 @@ class UnitSpec:
 class Heard:
     """What one member's present life said of itself, its shim of it, and the ports it was given.
 
-    `log_from`: where in its log file this life begins.
+    `log_from`: where in its log file this life begins. `status`: main's wait status, once it ended.
     """
 
     incarnation: int
@@ -76,6 +76,7 @@ class Heard:
     ports: dict[str, int] = field(default_factory=dict)
     log_from: int = 0
     said: Said | None = None
+    status: int | None = None
 
 
 @dataclass(slots=True)

@@ -75,6 +75,7 @@ class StateDir:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.journal = root / "journal.jsonl"
+        self.failures = root / "failures.jsonl"
         self.logs = root / "logs"
 
     def create(self) -> None:

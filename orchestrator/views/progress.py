@@ -28,14 +28,21 @@ _GOING = frozenset({"draining", "stopping"})
 class Progress:
     """Shows one topology on its way up or down: call `show` with each snapshot.
 
-    `clock` gives monotonic seconds.
+    `clock` gives monotonic seconds. `plain`: lines without colours, on a terminal too.
     """
 
-    def __init__(self, name: str, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        name: str,
+        out: TextIO,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        plain: bool = False,
+    ) -> None:
         self._name = name
         self._out = out
         self._clock = clock
-        self._pen = Pen.of(out)
+        self._pen = Pen() if plain else Pen.of(out)
         self._redraw = Redraw(out, self._pen) if self._pen.moves else None
         self._said: dict[str, str] = {}
         self._second = -1

@@ -235,3 +235,46 @@ def drained(terminal: int, process: subprocess.Popen[bytes]) -> bool:
         os.set_blocking(terminal, False)
         os.read(terminal, 65536)
     return process.poll() == 0
+
+
+def test_statement_34_exit_on_failed_ends_with_3_and_says_why_in_one_line(dynorch):
+    text = """
+name = "strict"
+restart = { backoff-initial = "10ms" }
+[processes.good]
+command = ["sleep", "infinity"]
+[processes.bad]
+command = ["sh", "-c", "seq 300; while ! test -e go; do sleep 0.02; done; exit 2"]
+ready = { log = "300" }
+restart = { policy = "never" }
+"""
+    refused = dynorch("up", "-d", "--exit-on-failed", dynorch.file(text), code=2)
+    assert "it doesn't go with --exit-on-failed" in refused.stderr
+    up = dynorch.popen("up", "--ci", dynorch.file(text))
+    eventually(lambda: "strict is ready" in dynorch.said(), within_s=30)
+    good = dynorch.pid("good")
+    (dynorch.root / "go").touch()
+    assert up.wait(30) == 3
+    assert not alive(good)
+    assert "exited with code 2" in last(dynorch.said())
+    assert dynorch.status()["daemon"]["pid"] is None
+    (line,) = (dynorch.state_dir / "failures.jsonl").read_text().splitlines()
+    found = json.loads(line)
+    assert (found["replica"], found["class"], found["exit_code"]) == ("strict/bad-0", "crash", 2)
+    assert found["tail"] == [str(number) for number in range(101, 301)]
+    assert found["signal"] is None
+    assert found["gpu_memory"] is None
+
+
+def test_exit_on_failed_does_not_wait_for_what_still_starts(dynorch):
+    text = """
+name = "strict"
+[processes.slow]
+command = ["sleep", "infinity"]
+ready = { tcp = "127.0.0.1:1" }
+start = { stop-grace = "1s" }
+[processes.gone]
+command = ["no-such-command-anywhere"]
+"""
+    done = dynorch("up", "--exit-on-failed", dynorch.file(text), code=3)
+    assert "command not found" in last(done.stdout)
