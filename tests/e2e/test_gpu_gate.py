@@ -131,20 +131,3 @@ def test_a_wait_goes_on_under_a_new_daemon_and_a_stop_ends_it(dynorch, fake):
     dynorch("stop", "two/a")
     assert phase(dynorch, "a") == "stopped"
     fake.free(0)
-
-
-def test_a_lost_gpu_is_quarantined_until_it_is_asked_for_by_hand(dynorch, fake):
-    dynorch("up", "-d", dynorch.file(gpus.TWO))
-    fake.set(0, trouble="NVML: GPU is lost", lost=True)
-    os.kill(dynorch.pid("a"), signal.SIGKILL)
-    failed = eventually(lambda: phase(dynorch, "a") == "failed" and dynorch.replica("a"), 30)
-    assert failed["cause"] == "gpu-lost"
-    assert failed["reason"] == "GPU 0 (GPU-0-fake) is quarantined: NVML: GPU is lost"
-    fake.free(0)
-    dynorch("start", "two/a")
-    is_ready(dynorch, "a")
-
-
-def test_whoever_turns_the_gate_off_starts_without_looking(dynorch, fake):
-    fake.hold(0, 70.0)
-    dynorch("up", "-d", dynorch.file(gpus.TWO.replace("[gpu]", '[gpu]\nmode = "off"')))

@@ -213,6 +213,13 @@ def test_a_worker_that_dies_of_its_gpu_has_it_quarantined_for_all(room):
     assert not room.gate._gate.known["GPU-declared-0"].quarantine
 
 
+def test_a_file_may_say_that_nobody_shall_look(room):
+    room.driver.used["GPU-declared-0"] = 41 * GIB
+    room.up(TWO + '[gpu]\nmode = "off"\n')
+    assert room.starts("a", "b")
+    assert not room.driver.reads
+
+
 def test_who_turns_the_gate_off_for_good_is_not_held(room):
     room.driver.judges = False
     room.driver.used["GPU-declared-0"] = 41 * GIB

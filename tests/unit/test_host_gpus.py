@@ -30,7 +30,7 @@ class TestLane:
             before = threading.active_count()
             with pytest.raises(LateError, match="the driver hangs"):
                 await lane.call(stop.wait, 10.0)
-            assert threading.active_count() == before
+            assert threading.active_count() <= before
             stop.set()
             while True:
                 try:
