@@ -19,9 +19,11 @@ unless the kernel says that one of its processes is stopped: that can't be work.
 from collections.abc import Iterator
 
 import msgspec
+from msgspec import structs
 
 from orchestrator.core import lease
 from orchestrator.core.lease import Lease, Verdict
+from orchestrator.core.policy import Lease as LeasePolicy
 from orchestrator.core.policy import Liveness, Policy
 from orchestrator.core.reasons import Cause, Reason
 
@@ -37,6 +39,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     stalled_s: float = 0.0
     canaries_missed: int = 0
     canary_fault: str = ""
+    period_s: float = 0.0
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -51,10 +54,14 @@ SEVERITY = (Verdict.FRESH, Verdict.MISSED, Verdict.EXPIRED)
 
 
 class Watch(msgspec.Struct, frozen=True):
-    """One worker under observation: the lease that it renews, and what it last said of itself."""
+    """One worker under observation: the lease that it renews, and what it last said of itself.
+
+    `period_s`: how often it beats; the policy may ask for more by now, from its next life on.
+    """
 
     lease: Lease
     finding: Finding = WELL
+    period_s: float = 0.0
 
     @property
     def verdict(self) -> Verdict:
@@ -73,17 +80,29 @@ def hear(
     """Take a beat; the second value is what has changed. No vitals: it isn't ready yet."""
     renewed, _ = lease.renew(watch.lease, now)
     finding = WELL if vitals is None else judge(vitals, policy)
-    after = Watch(renewed, finding)
+    after = Watch(renewed, finding, watch.period_s if vitals is None else vitals.period_s)
     return after, finding if is_news(watch.verdict, after.verdict) else None
 
 
 def look(watch: Watch, who: str, now: float, policy: Policy) -> tuple[Watch, Finding | None]:
     """Look at the silence of `who` so far; the second value is what has become worse."""
-    held, _ = lease.judge(watch.lease, now, policy.lease)
-    after = Watch(held, watch.finding)
+    held, _ = lease.judge(watch.lease, now, rhythm(watch, policy.lease))
+    after = structs.replace(watch, lease=held)
     if after.verdict is watch.verdict:
         return after, None
     return after, Finding(held.verdict, silence(held.verdict, who, held.silent_s))
+
+
+def next_look_at(watch: Watch, policy: Policy) -> float | None:
+    """Say when to look again; None once it has expired."""
+    return lease.next_look_at(watch.lease, rhythm(watch, policy.lease))
+
+
+def rhythm(watch: Watch, policy: LeasePolicy) -> LeasePolicy:
+    """Expect beats no faster than this worker makes them."""
+    if watch.period_s <= policy.period_s:
+        return policy
+    return structs.replace(policy, period_s=watch.period_s)
 
 
 def is_news(before: Verdict, after: Verdict) -> bool:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from msgspec import structs
 
-from orchestrator.core import events, lease, liveness
+from orchestrator.core import events, liveness
 from orchestrator.core.lease import Verdict
 from orchestrator.core.state import LIVE, Phase
 from orchestrator.daemon.supervisor import Supervisor
@@ -144,7 +144,7 @@ class Hearing:
         looks = [
             at
             for unit, _, _, watch in self._watched()
-            if (at := lease.next_look_at(watch.lease, unit.policy.lease)) is not None
+            if (at := liveness.next_look_at(watch, unit.policy)) is not None
         ]
         if self._timer is not None:
             self._timer.cancel()
@@ -183,4 +183,5 @@ def _vitals(beat: messages.Beat) -> liveness.Vitals | None:
         stalled_s=beat.stalled_s,
         canaries_missed=beat.canaries_missed,
         canary_fault=beat.canary_fault,
+        period_s=beat.period_s,
     )

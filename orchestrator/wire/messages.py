@@ -56,7 +56,7 @@ class Beat(msgspec.Struct, frozen=True, tag="beat", kw_only=True):
     a blocked loop is. `engine_age_s`: since when the engine's processes owe an answer; `suspect`:
     what the kernel says of them meanwhile, `stopped` if one of them is stopped. `stalled_s`: since
     when work has waited in the engine without one token. `canaries_missed`: test requests in a row
-    that failed, the last of them with `canary_fault`.
+    that failed, the last of them with `canary_fault`. `period_s`: how often this life beats.
     """
 
     life: str
@@ -74,6 +74,7 @@ class Beat(msgspec.Struct, frozen=True, tag="beat", kw_only=True):
     stalled_s: float = 0.0
     canaries_missed: int = 0
     canary_fault: str = ""
+    period_s: float = 0.0
 
 
 class Drained(msgspec.Struct, frozen=True, tag="drained"):

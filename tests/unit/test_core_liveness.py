@@ -6,7 +6,7 @@ from orchestrator.core import events as e
 from orchestrator.core import liveness
 from orchestrator.core.lease import Verdict
 from orchestrator.core.liveness import Vitals, Watch
-from orchestrator.core.policy import Policy
+from orchestrator.core.policy import Lease, Policy
 from orchestrator.core.reasons import Cause
 from orchestrator.core.state import routable
 from tests.unit.core_driver import Driver
@@ -90,6 +90,18 @@ def test_silence_is_judged_beside_what_was_said_before_it():
     watch, _ = liveness.hear(liveness.begin(0.0), Vitals(loop_age_s=6), 0.0, POLICY)
     watch, seen = listen(watch, 40, 1)
     assert seen == [(30, EXPIRED)], "it was unready already"
+
+
+def test_a_worker_that_was_told_to_beat_slowly_is_expected_to():
+    """The file asks for quicker beats by now; this life doesn't know."""
+    hasty = Policy(lease=Lease(period_s=0.1, misses_max=3, expire_s=20.0))
+    watch, _ = liveness.hear(liveness.begin(0.0), Vitals(period_s=2.0), 0.0, hasty)
+    assert liveness.next_look_at(watch, hasty) == 2.0
+    seen = []
+    for now in range(1, 22):
+        watch, news = liveness.look(watch, WHO, float(now), hasty)
+        seen += [(now, news.verdict)] if news else []
+    assert seen == [(6, MISSED), (20, EXPIRED)]
 
 
 def test_a_beat_ends_a_silence_but_not_what_it_tells_of():

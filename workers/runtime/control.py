@@ -203,6 +203,7 @@ class Session:
         beat = messages.Beat(
             life=self._config.life,
             seq=self._seq,
+            period_s=self._config.beat_period_s,
             loop_age_s=loop_age_s,
             loop_at=_place() if loop_age_s > TELL_PLACE_AFTER_S else "",
             **msgspec.structs.asdict(gauge),
