@@ -8,7 +8,8 @@ with the sentence that a client's 503 will carry.
 import time
 from collections.abc import Iterable
 
-from orchestrator.core.state import State
+from orchestrator.core.moves import RESTARTING_AS_ASKED
+from orchestrator.core.state import State, Want
 from orchestrator.daemon.unit import Unit
 from orchestrator.wire.routes import Blocked, Failures, Route, Routes
 
@@ -47,7 +48,8 @@ def blocked(unit: Unit, now: float) -> Blocked:
     names = list(unit.spec.members[0].served_names)
     phase, why = unit.state.phase.value, str(unit.state.reason)
     cause = unit.state.reason.cause.value
-    return Blocked(str(unit.id), unit.spec.kind, names, phase, why, wait_s, cause)
+    asked = unit.state.want is Want.UP and unit.state.reason == RESTARTING_AS_ASKED
+    return Blocked(str(unit.id), unit.spec.kind, names, phase, why, wait_s, cause, asked)
 
 
 def table(topology: str, engine: str, units: Iterable[Unit], version: int, now: float) -> Routes:

@@ -16,7 +16,7 @@ from orchestrator.topology.policies import GpuPolicy, LivenessPolicy, Supervised
 from orchestrator.topology.processes import Process
 from orchestrator.topology.roles import PYTHON_DESCRIPTION, EngineRole
 from orchestrator.topology.table import Names, Table
-from orchestrator.topology.units import PositiveDuration, Size
+from orchestrator.topology.units import Duration, PositiveDuration, Size
 
 FRONTEND = "frontend"
 """The reserved role name of the frontend's replicas."""
@@ -51,6 +51,11 @@ class Frontend(Supervised):
         le=10,
         description="Times a request is sent elsewhere before its first byte.",
     )
+    hold_s: Duration = Field(
+        default=30.0,
+        description="How long a request may wait while all that serve its model restart because "
+        "they were asked to. After a crash nobody waits.",
+    )
     liveness: LivenessPolicy = Field(
         default_factory=LivenessPolicy,
         description="How it proves that it is alive; what is said of engines doesn't apply.",
@@ -61,7 +66,7 @@ class Frontend(Supervised):
 
         What it does with a SIGTERM that no `Drain` came before is a drain of the same length.
         """
-        keys = {"host", "port", "routing", "body_max_bytes", "requests_max", "retries"}
+        keys = {"host", "port", "routing", "body_max_bytes", "requests_max", "retries", "hold_s"}
         plain = self.model_dump(mode="json", by_alias=True, include=keys)
         return plain | {"drain-timeout": max(self.stop.drain_s, DRAIN_LEAST_S)}
 

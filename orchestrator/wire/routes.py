@@ -23,7 +23,7 @@ class Route(msgspec.Struct, frozen=True):
 class Blocked(msgspec.Struct, frozen=True):
     """A replica that can't be sent requests now, and why (one sentence).
 
-    `cause` is a value of `core.reasons.Cause`.
+    `cause` is a value of `core.reasons.Cause`. `returns`: it was asked to restart.
     """
 
     replica: str
@@ -33,6 +33,7 @@ class Blocked(msgspec.Struct, frozen=True):
     reason: str
     retry_after_s: float
     cause: str = ""
+    returns: bool = False
 
 
 class Failures(msgspec.Struct, frozen=True):

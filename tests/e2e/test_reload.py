@@ -230,3 +230,15 @@ def test_a_drain_lets_long_answers_end(dynorch):
         eventually(lambda: traffic.done >= 1)
     assert dynorch.replica("worker")["want"] == "down"
     eventually(lambda: dynorch.replica("worker")["phase"] == "stopped")
+
+
+def test_requests_wait_for_the_only_one_that_was_asked_to_restart(dynorch):
+    """No spare one comes for a plain restart; neither for an engine that needs its GPU."""
+    dynorch("up", "-d", dynorch.file(ONE.replace("50ms", "500ms")))
+    with Traffic(dynorch.url) as traffic:
+        dynorch("restart", "agg/worker")
+        traffic.go_on()
+        dynorch("restart", "agg/worker")
+        traffic.go_on()
+    assert traffic.failures == []
+    assert lives(dynorch)["worker-0"] == 3

@@ -23,7 +23,8 @@ class Options(
     `port` 0 takes any free one. `requests_max` bounds the requests that are open at once, and
     with `body_max` the memory they can hold. `retries` is how often a request may be started
     again after a worker died with it. `request_timeout_s` bounds a whole request; without it a
-    request may take as long as its worker lives and its client stays.
+    request may take as long as its worker lives and its client stays. `hold_s`: how long one may
+    wait for a worker that was asked to restart.
     """
 
     host: str = "127.0.0.1"
@@ -34,6 +35,7 @@ class Options(
     retries: Annotated[int, msgspec.Meta(ge=0)] = 1
     stream_buffer_max: Positive = MIB
     request_timeout_s: Seconds | None = msgspec.field(default=None, name="request-timeout")
+    hold_s: Annotated[float, msgspec.Meta(ge=0)] = msgspec.field(default=30.0, name="hold")
     drain_timeout_s: Seconds = msgspec.field(default=30.0, name="drain-timeout")
     topology: str = ""
 

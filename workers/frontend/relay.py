@@ -17,6 +17,7 @@ from workers.frontend.intake import Ask, returned
 from workers.frontend.link import Link
 from workers.frontend.metrics import Metrics
 from workers.frontend.options import Options
+from workers.frontend.patience import LEAVING, Patience
 from workers.frontend.problems import Problem
 from workers.frontend.retries import Failure
 from workers.frontend.upstreams import Upstreams
@@ -41,6 +42,7 @@ class Relay:
         self._metrics = metrics
         self._options = options
         self._open: set[Exchange] = set()
+        self._patience = Patience(upstreams, options.hold_s)
 
     async def carry(self, ask: Ask, model: str, client: Client) -> None:
         """Get `ask` answered. Returns when the client has its answer, or has gone."""
@@ -49,12 +51,16 @@ class Relay:
         deadline = None if timeout_s is None else loop.time() + timeout_s
         tried: set[str] = set()
         spent = 0
+        began, left_at = loop.time(), float("-inf")
+        until = self._patience.until(began, deadline)
         while True:
             if client.gone:
                 client.left_early = True
                 return
             picked = self._upstreams.pick(model, tried)
             if picked is None:
+                if await self._patience.wait(model, client, until, left_at):
+                    continue
                 await client.refuse(self._upstreams.explain(model))
                 return
             link, why = picked
@@ -65,11 +71,14 @@ class Relay:
             failure = await self._make(attempt, ask, deadline)
             if failure is None:
                 return
+            if failure in LEAVING:
+                left_at = loop.time()
             verdict = retries.judge(
                 failure,
                 spent=spent,
                 retries=self._options.retries,
-                others=self._upstreams.others(model, tried),
+                others=self._upstreams.others(model, tried)
+                or self._patience.may_help(model, failure),
             )
             if not verdict.again:
                 await self._refuse(attempt, failure, verdict.reason, model)
@@ -79,6 +88,7 @@ class Relay:
 
     def stop(self) -> None:
         """End every request that is still open, visibly."""
+        self._patience.close()
         for exchange in list(self._open):
             exchange.fail(Failure.STOPPING, "the frontend was told to stop")
 

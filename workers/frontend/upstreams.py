@@ -21,13 +21,17 @@ TURNS_MAX = 1024
 
 
 class Upstreams:
-    """Owns the links. `on_answering` is called whenever `answering` grows."""
+    """Owns the links. `on_answering` is called whenever `answering` grows.
+
+    `on_change`: called when other workers, or another table, are in use.
+    """
 
     def __init__(
         self, context: Context, life: str, policy: str, on_answering: Callable[[], None]
     ) -> None:
         self.routes: Routes | None = None
         self.answering = 0
+        self.on_change: Callable[[], None] | None = None
         self._context = context
         self._life = life
         self._policy = POLICIES[policy]
@@ -96,6 +100,11 @@ class Upstreams:
         """Count the routable workers that aren't in `tried`."""
         return sum(link.route.life not in tried for link in self._candidates.get(model, []))
 
+    def returning(self, model: str) -> bool:
+        """Say whether somebody who serves `model` was asked to restart, and isn't back yet."""
+        blocked = self.routes.blocked if self.routes is not None else []
+        return any(one.returns and model in one.models for one in blocked)
+
     def explain(self, model: str) -> Problem:
         """Say why nobody serves `model` now."""
         assert self.routes is not None
@@ -139,6 +148,8 @@ class Upstreams:
         if self.routes is None:
             return
         self._known = table.known_models(self.routes, candidates)
+        if self.on_change is not None:
+            self.on_change()
         settled = all(link.usable for link in self._links.values())
         if settled and self.routes.version > self.answering:
             self.answering = self.routes.version
