@@ -6,6 +6,7 @@ Every test here runs with all three; where this machine lacks one, its tests say
 import mmap
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -48,6 +49,45 @@ def test_statement_01_a_stop_leaves_nobody_of_four_kinds(machine):
     record = life.ended()
     assert not alive(pids.values())
     assert (record.status, record.asked, record.killed) == (7 << 8, True, 4)
+
+
+def test_statement_01_so_does_one_of_a_user_without_any_right(monkeypatch):
+    """All of it belongs to nobody: daemon, zygote, shim, zoo. In a child, for it can't return."""
+    if not os.access("/usr/bin/python3", os.X_OK):
+        pytest.skip("NOT TESTED HERE: no /usr/bin/python3 for nobody to run")
+    heard, heard_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        os.dup2(heard_end, 1)
+        os.dup2(heard_end, 2)
+        status = 1
+        try:
+            be_nobody()
+            monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
+            status = stop_a_zoo()
+        finally:
+            os._exit(status)
+    os.close(heard_end)
+    assert os.waitpid(pid, 0)[1] == 0, os.read(heard, 1 << 16).decode()
+    os.close(heard)
+
+
+def be_nobody():
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+
+
+def stop_a_zoo():
+    machine = Machine()
+    life = machine.zoo("polite")
+    pids = life.running(5)
+    stop(life)
+    record = life.ended()
+    machine.close()
+    return 0 if record.killed == 4 and not alive(pids.values()) else 2
 
 
 def test_statement_03_each_back_end_really_is_at_work(machine):

@@ -187,6 +187,15 @@ def test_what_fits(text):
     assert said(text) == []
 
 
+def test_statement_51_a_grace_that_kills_in_the_middle_of_the_drain_is_refused_by_line_and_key():
+    text = HEAD + role("stop = { drain = '50s', grace = '60s' }")
+    with pytest.raises(Invalid) as refused:
+        parse(text, "t.toml", {})
+    (complaint,) = map(str, refused.value.complaints)
+    assert complaint.startswith("t.toml:4: roles.w.stop.grace: grace 60s is less than drain + 15s")
+    assert "kill" in complaint
+
+
 def test_no_model_anywhere_is_one_mistake():
     found = said(role("", "a") + role("", "b"), head='name = "t"\n')
     assert found == ['1: model: no model is named; add model = "Qwen/Qwen3-0.6B"']
