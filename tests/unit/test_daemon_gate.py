@@ -1,15 +1,24 @@
 """The gate's hands in virtual time: when the driver is asked, and what is made of its answers."""
 
+from types import SimpleNamespace
+
 import msgspec
 import pytest
 
 from orchestrator.core import events as e
 from orchestrator.core.inventory import Inventory
-from orchestrator.core.state import Phase
+from orchestrator.core.plan import PlannedWorker
+from orchestrator.core.policy import GpuMode, Policy
+from orchestrator.core.state import Hold, Phase
+from orchestrator.daemon import policies
 from orchestrator.daemon.deployment import Deployment
 from orchestrator.daemon.gate import GpuGate
+from orchestrator.host.gpu_holders import Found
 from orchestrator.host.gpus import Memory, Mute
 from orchestrator.host.lane import LateError
+from orchestrator.host.tagged import make_nonce
+from orchestrator.topology.policies import GpuPolicy
+from orchestrator.wire.ids import LifeId, ReplicaId
 from tests.unit.daemon_stage import Stage
 
 GIB = 2**30
@@ -226,3 +235,50 @@ def test_who_turns_the_gate_off_for_good_is_not_held(room):
     up(room)
     assert room.starts("a", "b")
     assert not room.driver.reads
+
+
+def test_whose_a_holder_is(room):
+    life = LifeId.parse("two/a-0.0#1")
+    here = SimpleNamespace(id=life, record=SimpleNamespace(shim=SimpleNamespace(pid=700)))
+    room.gate._lives = {life: here}
+
+    def holder(tag="", sid=1):
+        found = Found(pid=71, sid=sid, command="x", user="u", tag=tag)
+        one = room.gate._holder(found)
+        return one.worker, one.orphan
+
+    def tag(of: str, folder=room.run_dir.root) -> str:
+        return f"{of}/{make_nonce(folder, of)}"
+
+    assert holder(tag("two/a-0.0#1")) == ("two/a-0.0", False)
+    assert holder(sid=700) == ("two/a-0.0", False), "setproctitle wrote over its tag"
+    assert holder() == ("", False)
+    assert holder(tag("two/a-0.0#9", room.state_dir.root)) == ("", False)
+    assert not room.gate._kills
+    assert holder(lost := tag("two/a-0.0#9")) == ("two/a-0.0#9", True)
+    assert set(room.gate._kills) == {lost}
+    room.gate._end_orphans()
+    assert not room.gate._kills, "nobody carries that tag any more"
+
+
+@pytest.mark.parametrize(
+    ("written", "part", "flags", "mode", "share"),
+    [
+        ({}, 1.0, {}, GpuMode.EXCLUSIVE, 0.92),
+        ({"mode": "shared"}, 1.0, {}, GpuMode.SHARED, 0.92),
+        ({"mode": "shared"}, 1.0, {"gpu-memory-utilization": 0.4}, GpuMode.SHARED, 0.4),
+        ({}, 0.5, {}, GpuMode.SHARED, 0.5),
+    ],
+)
+def test_what_must_be_free_comes_from_the_file(written, part, flags, mode, share):
+    replica = ReplicaId.parse("two/a-0")
+    member = PlannedWorker(
+        id="two/a-0.0", replica=replica, member=0, kind="aggregated", options=flags,
+        gpus=(0,), gpu_uuids=("GPU-1",), gpu_share=part,
+    )  # fmt: skip
+    found = policies.with_gpus(Policy(), GpuPolicy(**written), (member,))
+    assert found.holds == (Hold.GPU,)
+    assert (found.gpu.mode, found.gpu.share) == (mode, share)
+    assert policies.with_gpus(Policy(), GpuPolicy(mode="off"), (member,)).holds == ()
+    bare = msgspec.structs.replace(member, gpus=(), gpu_uuids=())
+    assert policies.with_gpus(Policy(), GpuPolicy(), (bare,)).holds == ()
