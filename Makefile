@@ -25,7 +25,7 @@ up: .venv/base          ## install, then serve TOPOLOGY (default topologies/agg.
 	@echo .venv/bin/dynorch up $(TOPOLOGY)
 	@trap : INT; .venv/bin/dynorch up $(TOPOLOGY) || test $$? -eq 130
 
-test: .venv/dev         ## unit tests, 2,000 simulator seeds, end to end on the simulated engine
+test: .venv/dev         ## unit tests, 10,000 simulator seeds, end to end on the simulated engine
 	.venv/bin/python -m pytest --ignore tests/vllm
 
 test-vllm: .venv-vllm/ready   ## the real engine, CPU build, through the daemon
