@@ -23,11 +23,15 @@ MET_BY: dict[str, frozenset[Phase]] = {
 }
 """The phases that satisfy each condition of `depends-on`."""
 TOGETHER = "together"
-"""The condition of a `one-for-all` group: no failure keeps the other one down."""
+"""The condition of a `one-for-all` group: no failure keeps the other one down, nor does it end."""
+GONE = "gone"
+"""The condition of `rest-for-one` on those that come later: no old life of it is left."""
+OF_GROUPS = frozenset({TOGETHER, GONE})
+ENDING = frozenset({Phase.DRAINING, Phase.STOPPING})
 
 
 class Need(msgspec.Struct, frozen=True):
-    """One dependency: `condition` is a key of `MET_BY`, or `TOGETHER`."""
+    """One dependency: `condition` is a key of `MET_BY`, or one `OF_GROUPS`."""
 
     on: ReplicaId
     condition: str = "ready"
@@ -42,8 +46,8 @@ def unmet(needs: Sequence[Need], states: Mapping[ReplicaId, State]) -> Reason | 
         other = states.get(need.on)
         if other is None:
             return Reason(Cause.WAITING_DEPENDENCY, f"waits for {need.on}, which isn't there")
-        if need.condition == TOGETHER:
-            if is_broken(other):
+        if need.condition in OF_GROUPS:
+            if other.phase in ENDING or (need.condition == TOGETHER and is_broken(other)):
                 text = f"waits for {need.on} of its group: {other.reason.sentence}"
                 return Reason(Cause.WAITING_DEPENDENCY, text)
         elif other.phase not in MET_BY[need.condition]:
@@ -102,7 +106,7 @@ def stop_levels(replicas: Sequence[ReplicaId], needs: Needs) -> list[list[Replic
             need.on
             for replica in left
             for need in needs.get(replica, ())
-            if need.condition != TOGETHER
+            if need.condition not in OF_GROUPS
         }
         level = [replica for replica in left if replica not in needed]
         assert level, f"dependency cycle among {[str(replica) for replica in left]}"

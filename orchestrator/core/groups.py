@@ -8,7 +8,8 @@ other and not bound.
 
 The one that failed is charged and has the backoff; the others are charged nothing and wait for it:
 in `one-for-all` because a group that isn't whole is waited for, in `rest-for-one` because each
-waits for those before it. So a group has one backoff, and the budget of whoever fails.
+waits for those before it. It in turn waits until the old lives of the others are gone. So a group
+has one backoff, and the budget of whoever fails.
 
 A dependant with `on-dependency-restart = "restart"` ends when what it depends on fails, and at the
 latest when a new life of that begins, whatever ended the old one.

@@ -5,7 +5,7 @@ The file speaks of roles and processes, the core of replicas. Every replica of w
 
 from collections.abc import Iterable, Iterator
 
-from orchestrator.core.fleet import TOGETHER, Need
+from orchestrator.core.fleet import GONE, TOGETHER, Need
 from orchestrator.core.groups import Bond
 from orchestrator.topology.groups import Group
 from orchestrator.topology.schema import Topology
@@ -26,7 +26,11 @@ def needs(topology: Topology, replicas: Iterable[ReplicaId], role: str) -> tuple
             found += [Need(replica, TOGETHER) for replica in replicas if replica.role in others]
         elif group.strategy == "rest-for-one":
             before = group.before(role)
-            found += [Need(replica, "started") for replica in replicas if replica.role in before]
+            found += [
+                Need(replica, "started" if replica.role in before else GONE)
+                for replica in replicas
+                if replica.role in group.members and replica.role != role
+            ]
     return tuple(found)
 
 

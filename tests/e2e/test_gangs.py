@@ -56,13 +56,12 @@ def started_at(pid: int) -> float:
 def emptied_at(dynorch, incarnation: int) -> list[float]:
     """When the daemon learnt, member by member, that no process of this life is left."""
     lines = (dynorch.state_dir / "journal.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    steps = [each["core"] for each in map(json.loads, lines)
+             if each["e"]["subject"] == "g/worker-0" and "core" in each]  # fmt: skip
     return [
-        record["now"]
-        for record in records
-        if record["e"]["subject"] == "g/worker-0"
-        and record["event"]["type"] == "tree-emptied"
-        and record["event"]["incarnation"] == incarnation
+        step["now"]
+        for step in steps
+        if step["event"]["type"] == "tree-emptied" and step["event"]["incarnation"] == incarnation
     ]
 
 

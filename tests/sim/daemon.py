@@ -13,7 +13,7 @@ from unittest import mock
 from orchestrator.core import actions as a
 from orchestrator.core import adopt, replica
 from orchestrator.core import events as e
-from orchestrator.core.fleet import TOGETHER
+from orchestrator.core.fleet import GONE, TOGETHER
 from orchestrator.core.state import AT_REST, LIVE, Phase, Stage, routable
 from orchestrator.daemon import publisher, supervisor
 from orchestrator.daemon.unit import Unit, UnitSpec
@@ -201,6 +201,11 @@ class Daemon:
         """At the moment of a start all that it needs is there, not merely was, and no crowd."""
         for need in self.fleet.needs[self.ids[name]]:
             phase = self.state(str(need.on)).phase.value
+            if need.condition in {TOGETHER, GONE}:
+                over = phase not in {"draining", "stopping"}
+                assert over, f"{name}: started, and an old life of {need.on} is there"
+            if need.condition == GONE:
+                continue
             if need.condition == TOGETHER:
                 broken = self.ledgers[str(need.on)].is_broken
                 assert not broken, f"{name}: started, and {need.on} of its group is broken"

@@ -9,7 +9,7 @@ from random import Random
 
 import msgspec
 
-from orchestrator.core.fleet import TOGETHER, Need
+from orchestrator.core.fleet import GONE, TOGETHER, Need
 from orchestrator.core.groups import Bond
 from orchestrator.core.policy import Gpu, GpuMode, Policy, Restart
 from orchestrator.core.state import Hold
@@ -75,8 +75,10 @@ def bind(rng: Random, fleet: Fleet, ids: list) -> None:
         others = [other for other in group if other != name] if together else group[:at]
         fleet.bonds[str(name)] = [Bond(other, "g") for other in others]
         fleet.needs[name] = [Need(other, TOGETHER if together else "started") for other in others]
+        if not together:
+            fleet.needs[name] += [Need(other, GONE) for other in group[at + 1 :]]
         policy = fleet.policies[str(name)]
-        if others:
+        if fleet.needs[name]:
             holds = (Hold.DEPENDENCY, *policy.holds)
             fleet.policies[str(name)] = msgspec.structs.replace(policy, holds=holds)
 

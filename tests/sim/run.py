@@ -11,7 +11,7 @@ from random import Random
 
 from orchestrator.core import adopt, replica
 from orchestrator.core import events as e
-from orchestrator.core.fleet import MET_BY, TOGETHER
+from orchestrator.core.fleet import GONE, MET_BY, TOGETHER
 from orchestrator.core.state import Phase, State, routable
 from tests.sim.daemon import BIRTHS_MAX, Daemon, DiedError, inside
 from tests.sim.fleets import fleet_of, troubled_plan
@@ -226,6 +226,8 @@ class Run:
             if need.condition == TOGETHER:
                 if other.phase is Phase.FAILED:
                     return True
+                continue
+            if need.condition == GONE:
                 continue
             if other.phase not in MET_BY[need.condition] and self.is_settled(str(need.on)):
                 return True

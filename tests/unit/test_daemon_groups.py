@@ -144,15 +144,29 @@ def test_only_the_one_that_failed_is_charged_and_the_others_wait_for_it(family):
     assert sorted(here.stage.ordered()) == ALL, "the backoff of one was that of all"
 
 
-def test_nobody_starts_before_the_last_of_the_group_is_gone(family):
-    here = family(GROUP, "one-for-all")
-    here.crash("b")
+@pytest.mark.parametrize("strategy", ["one-for-all", "rest-for-one"])
+def test_nobody_starts_before_the_last_of_the_group_is_gone(family, strategy):
+    here = family(GROUP, strategy)
+    here.crash("a")
     for letter in "ab":
         here.stage.empty(here.unit(letter), 9)
     here.stage.jump(5.0)
     assert here.phases() == {"a": "waiting", "b": "waiting", "c": "stopping"}
     here.stage.empty(here.unit("c"), 9)
     assert set(here.phases().values()) == {"starting"}
+
+
+def test_a_member_that_is_restarted_by_hand_is_waited_for_by_one_that_fails_meanwhile(family):
+    here = family(GROUP, "one-for-all")
+    here.restart("c")
+    assert here.phases()["c"] == "stopping"
+    here.crash("a")
+    for letter in "ab":
+        here.stage.empty(here.unit(letter), 9)
+    here.stage.jump(5.0)
+    assert here.phases() == {"a": "waiting", "b": "waiting", "c": "stopping"}
+    here.settle()
+    assert here.lives() == "222"
 
 
 def test_failures_in_the_same_fall_are_not_counted(family):
@@ -304,7 +318,7 @@ def test_a_changed_group_is_a_difference_and_a_changed_number_of_replicas_is_non
     ]
     assert seen[0]["a"] != seen[1]["a"]
     assert seen[1]["b"] != seen[2]["b"]
-    assert seen[2]["b"]["waits-for"] == "a (started)"
+    assert seen[2]["b"]["waits-for"] == "a (started), c (gone)"
     assert seen[2]["c"]["goes-down-with"] == "a (trio), b (trio)"
     ignore, restart = (
         rules_of(stage, DEPENDANT.replace("RULE", rule)) for rule in ("ignore", "restart")
