@@ -5,7 +5,6 @@ action, between any two actions, and after the last. The next one reads the save
 world what is really there.
 """
 
-import dataclasses
 from asyncio.events import _set_running_loop
 from contextlib import contextmanager
 from unittest import mock
@@ -267,10 +266,12 @@ class Daemon:
             return adopt.Orphaned()
         return adopt.Alive(pid=5, exited=None if life.main else life.status)
 
-    def edit(self, name: str, policy) -> None:
-        """The file says something else now."""
+    def edit(self, name: str, policy, *, at_once: bool) -> None:
+        """The file says something else now: for this life already, or from the next one on."""
+        self.fleet.policies[name] = policy
         unit = self.supervisor.units[self.ids[name]]
-        unit.spec = dataclasses.replace(unit.spec, policy=policy)
+        change = self.supervisor.respecify if at_once else self.supervisor.prepare
+        change(unit, self.spec(name))
 
 
 @contextmanager

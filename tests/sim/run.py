@@ -9,6 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
 
+from msgspec.structs import replace
+
 from orchestrator.core import adopt, replica
 from orchestrator.core import events as e
 from orchestrator.core.fleet import GONE, MET_BY, TOGETHER
@@ -185,10 +187,28 @@ class Run:
                 world.hear(life.replica, event, world.daemon.epoch)
         world.at(rng.expovariate(1 / 150), self.babble)
 
+    def edit(self) -> None:
+        """The operator's file changes under a replica; none of this is worth a restart."""
+        world, rng = self.world, self.rng
+        if world.faults and world.daemon is not None:
+            name = rng.choice(list(self.policies))
+            policy = self.policies[name]
+            stop = replace(
+                policy.stop,
+                drain_s=rng.choice((0.0, 1.0, 30.0)),
+                grace_s=rng.choice((1.0, 20.0, 60.0)),
+            )
+            drains = rng.random() < 0.7
+            changed = replace(policy, stop=stop, drains=drains)
+            world.daemon.edit(name, changed, at_once=rng.random() < 0.5)
+        if world.faults:
+            world.at(rng.expovariate(1 / 300), self.edit)
+
     def trouble(self) -> None:
         self.world.operator.wander()
         self.world.cards.intrude()
         self.world.at(self.rng.expovariate(1 / 150), self.babble)
+        self.world.at(self.rng.expovariate(1 / 300), self.edit)
         for name in self.policies:
             self.world.operator.ask(name, "start")
         while self.report.steps < TROUBLE_STEPS and self.tick():
