@@ -1,5 +1,6 @@
 """Directories, locks, journal, ports and GPUs."""
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -136,6 +137,35 @@ def test_statement_58_one_daemon_at_a_time(run):
     first.release()
     assert lock.holder(run.lock) is None
     lock.DaemonLock(run.lock).acquire()
+
+
+def test_a_lock_is_waited_for_while_its_dead_holder_goes(tmp_path, monkeypatch):
+    """A killed daemon is a zombie at once, and its last thread holds the descriptor a little."""
+    path = tmp_path / "daemon.lock"
+    held = os.open(path, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    looks = []
+
+    def look(*_):
+        looks.append(1)
+        if len(looks) == 3:
+            os.close(held)
+
+    monkeypatch.setattr(lock.select, "select", look)
+    mine = lock.DaemonLock(path)
+    mine.acquire()
+    assert len(looks) == 3
+    mine.release()
+
+
+def test_a_lock_that_stays_held_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "daemon.lock"
+    held = os.open(path, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    monkeypatch.setattr(lock, "DYING_S", 0.02)
+    with pytest.raises(lock.HeldError, match="just starting"):
+        lock.DaemonLock(path).acquire()
+    os.close(held)
 
 
 def test_statement_57_a_stale_lock_file_blocks_nobody(run):
