@@ -217,7 +217,8 @@ class Supervisor:
         unit.state, ordered = step(before, event, now, policy)
         if unit.state is before and not ordered:
             return False
-        if unit.next is not None and unit.state.incarnation > before.incarnation:
+        begun = unit.state.incarnation > before.incarnation
+        if unit.next is not None and (begun or not unit.state.members):
             self.respecify(unit, unit.next)
         reached("supervisor.decided")
         self._save(unit.id, unit.state)

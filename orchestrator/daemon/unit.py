@@ -2,8 +2,9 @@
 
 The *state* belongs to the core and changes only in `Supervisor`. The *spec* says what its present
 life was started with; where a changed file asks for something else, `next` is what its next life
-will be, and takes the spec's place at the moment that life begins. What workers said of themselves
-(`heard`) decides nothing; it is shown, and it is forgotten with the incarnation it was said in.
+will be, and takes the spec's place as soon as nothing of the present one is left. What workers
+said of themselves (`heard`) decides nothing; it is shown, and it is forgotten with the incarnation
+it was said in.
 """
 
 from dataclasses import dataclass, field
