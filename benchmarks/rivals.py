@@ -103,6 +103,8 @@ class Dynorch(Rival):
         text = (
             'name = "bench"\nrestart = { backoff-initial = "0s", intensity = 1000000 }\n'
             'log = { max-size = "1GiB" }\n'
+            # `up` returns when all were started, as the rivals do, and not a second later.
+            'start = { settle = "0s" }\n'
         )
         for name, argv in programs.items():
             words = ", ".join(f"'{word}'" for word in argv)
