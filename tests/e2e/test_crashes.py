@@ -162,7 +162,7 @@ command = ["sleep", "1000"]
     assert "sleeep" in last[-1]
     replica = dynorch.replica("typo")
     assert (replica["phase"], replica["incarnation"]) == ("failed", 1)
-    assert dynorch.replica("fine")["phase"] == "ready"
+    eventually(lambda: dynorch.replica("fine")["phase"] == "ready", within_s=30)
 
 
 def test_a_crash_loop_ends_with_a_reason(dynorch):

@@ -19,6 +19,7 @@ def one(dynorch, command: str, more: str = "") -> Path:
     return dynorch.file(f"""
 name = "z"
 restart = {{ backoff-initial = "10ms" }}
+start = {{ settle = "0s" }}
 {more}
 [processes.zoo]
 command = {command}

@@ -69,6 +69,7 @@ def test_statement_49_a_second_ctrl_c_empties_all_trees(dynorch):
     folder = folder_of(dynorch, "zoo")
     up = dynorch.popen("up", dynorch.file(f"""
 name = "z"
+start = {{ settle = "0s" }}
 [processes.zoo]
 command = {zoo("stubborn", folder)}
 """))  # fmt: skip
@@ -100,6 +101,7 @@ command = {zoo("comrade", folder, book, 10)}
     names = json.dumps([f"p{number}" for number in range(10)])
     dynorch("up", "-d", dynorch.file(f"""
 name = "l"
+start = {{ settle = "0s" }}
 {ten}
 [processes.front]
 command = {zoo("comrade", folder, book, 1)}
@@ -120,7 +122,12 @@ def test_a_private_directory_for_temporary_files_lives_as_long_as_its_incarnatio
     command = json.dumps(
         ["sh", "-c", f"echo $TMPDIR $VLLM_RPC_BASE_PATH >> {where}; touch $TMPDIR/x; exec sleep 99"]
     )
-    dynorch("up", "-d", dynorch.file(f'name = "p"\n[processes.p]\ncommand = {command}\n'))
+    dynorch("up", "-d", dynorch.file(f"""
+name = "p"
+start = {{ settle = "0s" }}
+[processes.p]
+command = {command}
+"""))  # fmt: skip
     eventually(lambda: len(where.read_text().split()) == 2)
     dynorch("restart", "p/p")
     eventually(lambda: len(where.read_text().split()) == 4)
