@@ -60,7 +60,7 @@ class Cards:
     world: object
     cards: dict = field(default_factory=dict)
     of: dict = field(default_factory=dict)
-    looked_at: tuple = (0.0, 0.0)
+    looked_at: tuple = (0.0, 0.0, 0.0)
 
     def born(self, life) -> None:
         for uuid in self.of.get(life.replica, ()):
@@ -98,9 +98,11 @@ class Cards:
         One who came after the last two samples can't have been seen.
         """
         now = self.world.now
+        # What was seen in this very instant still lies in the mailbox.
+        seen_until = [at for at in self.looked_at if at < now][-2:][0]
         for uuid in self.of.get(name, ()):
             card = self.cards[uuid]
-            unseen = card.foreign_until > now and card.foreign_since >= self.looked_at[0]
+            unseen = card.foreign_until > now and card.foreign_since >= seen_until
             assert unseen or card.is_free(card.used(now)), f"{name}: started on {uuid}, not free"
             for other, uuids in self.of.items():
                 if other != name and uuid in uuids:
@@ -146,7 +148,7 @@ class Sampler:
     def look(self) -> None:
         self.armed = False
         now = self.world.now
-        self.cards.looked_at = self.cards.looked_at[1], now
+        self.cards.looked_at = *self.cards.looked_at[1:], now
         waiters = [w for unit, w in self.waiters() if gate.looks_at(unit.state, now)]
         occupants = [
             gate.Occupant(
