@@ -6,6 +6,7 @@ redirect is followed: what the file names is what is asked.
 """
 
 import asyncio
+import contextlib
 import os
 import re
 import ssl
@@ -35,6 +36,17 @@ def words(error: Exception) -> str:
     return str(error)[:120] or type(error).__name__
 
 
+async def _connect(
+    host: str, port: int, context: ssl.SSLContext | None = None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect. The name that most probes have is known: asking for it would take threads."""
+    if host == "localhost":
+        with contextlib.suppress(OSError):
+            return await _connect("::1", port, context)
+        host = "127.0.0.1"
+    return await asyncio.open_connection(host, port, ssl=context, limit=HEAD_BYTES_MAX)
+
+
 async def http(url: str) -> str:
     """GET; good is 2xx."""
     parts = urlsplit(url)
@@ -43,9 +55,7 @@ async def http(url: str) -> str:
     host = parts.hostname or ""
     context = _unverified() if secure else None
     try:
-        reader, writer = await asyncio.open_connection(
-            host, port, ssl=context, limit=HEAD_BYTES_MAX
-        )
+        reader, writer = await _connect(host, port, context)
     except (OSError, ValueError) as error:
         return words(error)
     try:
@@ -90,7 +100,7 @@ async def tcp(address: str) -> str:
     """Connect, and hang up."""
     host, _, port = address.rpartition(":")
     try:
-        _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        _, writer = await _connect(host.strip("[]"), int(port))
     except (OSError, ValueError) as error:
         return words(error)
     writer.close()
