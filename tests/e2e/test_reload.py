@@ -238,3 +238,16 @@ def test_requests_wait_for_the_only_one_that_was_asked_to_restart(dynorch):
         traffic.go_on()
     assert traffic.failures == []
     assert lives(dynorch)["worker-0"] == 3
+
+
+def test_no_request_fails_while_frontends_are_renewed(dynorch):
+    """Nor is a connection refused, with one frontend or two: they share the port meanwhile."""
+    dynorch("up", "-d", dynorch.file(ONE))
+    with Traffic(dynorch.url) as traffic:
+        dynorch("up", "-d", dynorch.file(ONE.replace("{port}", "{port}\nretries = 3")))
+        traffic.go_on()
+        assert lives(dynorch)["frontend-0"] == 2
+        dynorch("scale", "frontend=2")
+        dynorch("restart", "--rolling", "agg/frontend")
+        traffic.go_on()
+    assert traffic.failures == []

@@ -37,7 +37,11 @@ NO_MODEL = "-"
 
 
 class App:
-    """Serves one frontend's requests. `open` counts those that are in progress."""
+    """Serves one frontend's requests. `open` counts those that are in progress.
+
+    `draining`: new ones are refused; while `yielding` those on connections that are open already
+    are still served, each the last of its connection.
+    """
 
     def __init__(
         self, upstreams: Upstreams, relay: Relay, metrics: Metrics, options: Options
@@ -45,6 +49,7 @@ class App:
         self.open = 0
         self.requests = 0
         self.draining = False
+        self.yielding = False
         metrics.watch_open(lambda: self.open)
         metrics.watch_routes(lambda: upstreams.routes)
         self._idle = asyncio.Event()
@@ -75,6 +80,7 @@ class App:
         """Answer one request, whatever happens."""
         request_id = self._request_id % next(self._numbers)
         client = Client(scope["extensions"][EXTENSION], send, scope["path"], request_id)
+        client.last = self.draining
         try:
             await self._serve(scope, receive, client)
         except Exception:
@@ -91,7 +97,7 @@ class App:
         elif intake.denied(path):
             text = f"{path} steers the engine and is not for clients; see `dynorch engine`."
             await client.refuse(problems.forbidden(text))
-        elif self.draining:
+        elif self.draining and not self.yielding:
             text = "This frontend is stopping and takes no new requests."
             await client.refuse(problems.unavailable(text), close=True)
         elif self.open >= self._options.requests_max:

@@ -25,11 +25,13 @@ CLIENT_LEFT = 499
 class Client:
     """`status` and `first_byte_at` (monotonic s) say what has been sent so far.
 
-    `left_early`: the client went before its answer was complete; set by whoever finds out.
+    `last`: the connection ends with this answer. `left_early`: the client went before its answer
+    was complete; set by whoever finds out.
     """
 
     __slots__ = (
-        "_send", "connection", "first_byte_at", "left_early", "path", "request_id", "status",
+        "_send", "connection", "first_byte_at", "last", "left_early", "path", "request_id",
+        "status",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, send: Send, path: str, request_id: bytes) -> None:
@@ -38,6 +40,7 @@ class Client:
         self.request_id = request_id
         self.status = 0
         self.left_early = False
+        self.last = False
         self.first_byte_at: float | None = None
         self._send = send
 
@@ -52,6 +55,8 @@ class Client:
         self.first_byte_at = time.monotonic()
         headers.append((b"x-request-id", self.request_id))
         headers.append((b"date", _date(int(time.time()))))
+        if self.last and (b"connection", b"close") not in headers:
+            headers.append((b"connection", b"close"))
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write(self, data: bytes, *, last: bool) -> None:

@@ -117,6 +117,7 @@ class Listener:
             timeout_keep_alive=KEEP_ALIVE_S,
         )
         self._server: asyncio.Server | None = None
+        self._coming: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
         """Begin to accept."""
@@ -132,8 +133,24 @@ class Listener:
         """
         if not ports.others_listen(self._sock):
             return False
-        self.close()
+        if self._server is not None:
+            self._accept_rest()
+            self._server.close()
+            self._server = None
         return True
+
+    def _accept_rest(self) -> None:
+        """Take who is connected and waits to be accepted: closing the port would cut them off."""
+        loop = asyncio.get_running_loop()
+        for _ in range(BACKLOG):
+            try:
+                accepted, _address = self._sock.accept()
+            except OSError:
+                return  # nobody waits any more
+            accepted.setblocking(False)
+            coming = loop.create_task(loop.connect_accepted_socket(self._connect, accepted))
+            self._coming.add(coming)
+            coming.add_done_callback(self._coming.discard)
 
     def close(self) -> None:
         """Stop accepting, and close the connections that are idle; others end with their answer."""

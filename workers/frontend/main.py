@@ -44,6 +44,8 @@ log = logging.getLogger("dynorch.frontend")
 ENGINE = "frontend"
 FIRST_ANSWERS_WITHIN_S = 2.0
 """How long the first table's workers may take to answer before we listen without them."""
+YIELD_S = 1.0
+"""How long open connections are still served while another frontend takes the new ones."""
 LAST_BYTES_WITHIN_S = 2.0
 """How long clients may take to read what an answer's end says."""
 
@@ -171,14 +173,19 @@ class Frontend:
 
     async def _drain(self) -> None:
         """Finish what is open, answer 503 to what comes; past the deadline, end it visibly."""
-        self._app.draining = True
         alone = not self._listener.make_way()
+        self._app.yielding = not alone
+        self._app.draining = True
         log.info(
             "dynorch: %s: stopping: %d requests are open; %s",
             self._config.life,
             self._app.open,
             "new ones get 503" if alone else "other frontends take the new ones",
         )
+        if not alone:
+            # Clients with an open connection are told with their next answer to make another.
+            await asyncio.sleep(min(YIELD_S, self._drain_within_s))
+            self._app.yielding = False
         if not await self._app.wait_idle(self._drain_within_s):
             log.warning("dynorch: %s: ending %d requests", self._config.life, self._app.open)
             self._relay.stop()
