@@ -26,7 +26,7 @@ class Card:
     uuid: str
     mode: GpuMode = GpuMode.EXCLUSIVE
     foreign_until: float = 0.0
-    foreign_since: float = 0.0
+    came_at: float = 0.0
     held: dict = field(default_factory=dict)
     dipped: bool = False
     known: object = None
@@ -64,7 +64,9 @@ class Cards:
 
     def born(self, life) -> None:
         for uuid in self.of.get(life.replica, ()):
-            self.cards[uuid].held[life.replica, life.member, life.incarnation] = NEVER
+            card = self.cards[uuid]
+            card.held[life.replica, life.member, life.incarnation] = NEVER
+            card.came_at = self.world.now
 
     def gone(self, life) -> None:
         """The tree is empty; the driver takes its time."""
@@ -81,7 +83,7 @@ class Cards:
             return
         card = world.rng.choice(list(self.cards.values()))
         if card.is_free(card.used(world.now)):
-            card.foreign_since = world.now
+            card.came_at = world.now
             card.foreign_until = world.now + world.rng.choice((0.4, 5.0, 45.0))
         world.at(world.rng.expovariate(1 / 120), self.intrude)
 
@@ -95,14 +97,14 @@ class Cards:
     def check_free(self, name: str) -> None:
         """At the moment of a start nobody holds what this replica needs.
 
-        One who came after the last two samples can't have been seen.
+        Who came after the last sample but one can't have been seen, should the last one be wrong.
         """
         now = self.world.now
         # What was seen in this very instant still lies in the mailbox.
         seen_until = [at for at in self.looked_at if at < now][-2:][0]
         for uuid in self.of.get(name, ()):
             card = self.cards[uuid]
-            unseen = card.foreign_until > now and card.foreign_since >= seen_until
+            unseen = card.came_at >= seen_until
             assert unseen or card.is_free(card.used(now)), f"{name}: started on {uuid}, not free"
             for other, uuids in self.of.items():
                 if other != name and uuid in uuids:
@@ -158,7 +160,8 @@ class Sampler:
             for unit in self.daemon.units() if unit.state.phase in LIVE
         ]  # fmt: skip
         cards = self.cards.cards
-        readings = {u: cards[u].reading(self.world) for u in gate.wanted(waiters, occupants)}
+        wanted = sorted(gate.wanted(waiters, occupants))  # a set's order isn't the seed's
+        readings = {uuid: cards[uuid].reading(self.world) for uuid in wanted}
         sample = gate.Sample(waiters=waiters, occupants=occupants, readings=readings)
         outcome = gate.step(self.gate, sample, now)
         self.gate = outcome.gate
