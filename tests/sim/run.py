@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from orchestrator.core import adopt, replica
 from orchestrator.core import events as e
 from orchestrator.core.fleet import GONE, MET_BY, TOGETHER
+from orchestrator.core.reasons import Cause, Reason
 from orchestrator.core.state import Phase, State, routable
 from tests.sim.daemon import BIRTHS_MAX, Daemon, DiedError, inside
 from tests.sim.fleets import fleet_of, troubled_plan
@@ -183,8 +184,17 @@ class Run:
             if isinstance(event, e.LeaseMissed):
                 world.at(3.0, world.recover, life)
             draining = world.daemon.state(life.replica).phase is Phase.DRAINING
-            if not (draining and isinstance(event, e.Drained)):
-                world.hear(life.replica, event, world.daemon.epoch)
+            if draining:
+                late = Reason(Cause.PEER, "another of its group has failed")
+                event = rng.choice(
+                    (
+                        e.PeerLost(life.incarnation, late),
+                        e.SaidBye(*args, "port-in-use", "late words"),
+                        e.StartExtended(*args, 60.0),
+                        e.TreeStuck(*args, "babble"),
+                    )
+                )
+            world.hear(life.replica, event, world.daemon.epoch)
         world.at(rng.expovariate(1 / 150), self.babble)
 
     def edit(self) -> None:
