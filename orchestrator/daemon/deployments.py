@@ -103,6 +103,7 @@ class Deployments:
         for unit in self.units(name):
             if str(unit.id) in kept.pins or str(unit.id) in kept.coming:
                 continue
+            self.spare(unit)  # or a stop that this overtakes would be waited for, for ever
             if unit.state.phase in RESTING or unit.state.want is Want.DOWN:
                 self._supervisor.request(unit, events.StartRequested)
 
