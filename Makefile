@@ -26,7 +26,7 @@ up: .venv/base          ## install, then serve TOPOLOGY (default topologies/agg.
 	@trap : INT; .venv/bin/dynorch up $(TOPOLOGY) || test $$? -eq 130
 
 test: .venv/dev         ## unit tests, 10,000 simulator seeds, end to end on the simulated engine
-	.venv/bin/python -m pytest --ignore tests/vllm
+	.venv/bin/python -m pytest -n 2 --dist loadfile --ignore tests/vllm
 
 test-vllm: .venv-vllm/ready   ## the real engine, CPU build, through the daemon
 	.venv-vllm/bin/python -m pytest -m vllm tests/vllm
