@@ -108,6 +108,14 @@ def kill(path: str) -> bool:
 
 def remove(path: str) -> bool:
     """Remove the group with those below it; False when somebody is still there."""
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass  # it has groups below, or somebody is there
+    else:
+        return True  # nearly always, and then it needn't be listed: all its files are
     for group in reversed(_groups(path)):
         try:
             os.rmdir(group)

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -132,8 +133,6 @@ def run(spawn: Spawn, report: int) -> int:
 
 def _limit_files(soft: int) -> None:
     if soft:
-        import resource  # noqa: PLC0415 - only a worker needs it, so no shim pays for it
-
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         limit = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

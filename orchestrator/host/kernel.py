@@ -10,6 +10,7 @@ Standard library only: shims hold this. Whatever can't be read is None or 0, nev
 """
 
 import os
+import resource  # noqa: F401 - `os.wait4` imports it; in the zygote once, not in every shim's end
 
 from orchestrator.host import procfs
 from orchestrator.host.shm import ROOT as SHM
@@ -36,9 +37,13 @@ class Notes:
     __slots__ = ("_before", "_rss_bytes", "_shm")
 
     def __init__(self) -> None:
-        self._before = Counts()
+        self._before: Counts | None = None
         self._rss_bytes = 0
         self._shm: tuple[int, int] | None = None
+
+    def begin(self) -> None:
+        """Look at the counts as they are now: when the worker runs, for nobody waits then."""
+        self._before = Counts()
 
     def wait(self) -> tuple[int, int]:
         """`os.waitpid(-1, os.WNOHANG)`, taking note of what the dead one (and its own) had held."""
@@ -53,7 +58,8 @@ class Notes:
 
     def record(self) -> dict[str, object]:
         """Return all of it for the exit record."""
-        kills, in_cgroup = risen(self._before, Counts())
+        after = Counts()
+        kills, in_cgroup = risen(self._before or after, after)
         size, free = self._shm or (0, None)
         return {
             "oom_kills": kills,

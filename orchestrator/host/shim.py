@@ -130,6 +130,7 @@ class Shim:
             return report_end
         os.close(output_end)
         os.close(report_end)
+        self._notes.begin()
         self._output, self._wakeups = output, wakeups
         self._record["main"] = procfs.identity(self._main)
         self._record["group"] = self._enclosure.group

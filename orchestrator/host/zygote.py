@@ -23,7 +23,7 @@ import socket
 import sys
 import time
 
-from orchestrator.host import child, enclosure, framing, prctl, procfs, title
+from orchestrator.host import child, enclosure, framing, kernel, prctl, procfs, title
 from orchestrator.host.fault_points import reached
 from orchestrator.host.shim import Shim
 from orchestrator.host.spawn import Spawn
@@ -146,6 +146,7 @@ def _rehearse() -> None:
         Shim(Spawn.from_fields(spawn.to_fields()))
         enclosure.rehearse()
         reached("rehearsal")
+        kernel.Notes().begin()
         json.loads(json.dumps(spawn.to_fields(), default=repr))
         prctl.set_name("dynorch-zygote")
         procfs.starttime(os.getpid())

@@ -51,6 +51,7 @@ LARGEST = """
 import os
 from orchestrator.host import kernel
 notes = kernel.Notes()
+notes.begin()
 child = os.fork()
 if child == 0:
     len(b"x" * (32 << 20))
