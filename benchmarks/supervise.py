@@ -203,7 +203,7 @@ def copies(rival: Rival, root: Path) -> dict[str, float]:
 
 def measure(kind: type[Rival], tools: Path, what: Callable[..., dict[str, float]], *args: object):
     """One measure of one rival, in a new directory."""
-    with tempfile.TemporaryDirectory(prefix="sup-") as root:
+    with tempfile.TemporaryDirectory(prefix="sup-", ignore_cleanup_errors=True) as root:
         rival = kind(Path(root), tools)
         try:
             return what(rival, Path(root), *args)
