@@ -18,7 +18,7 @@ from orchestrator.wire.ids import ReplicaId
 
 Kind = Literal["unchanged", "live", "restart", "add", "remove"]
 
-READ_BY_US = frozenset({"id", "replica", "member", "depends_on"})
+READ_BY_US = frozenset({"id", "replica", "member", "depends_on", "conditions"})
 """Fields of a planned worker that no process is started with."""
 READY_TIMEOUT = "VLLM_ENGINE_READY_TIMEOUT_S"
 FOLLOWS = {"option drain-timeout"}

@@ -21,7 +21,7 @@ MET_BY: dict[str, frozenset[Phase]] = {
     "ready": frozenset({Phase.READY}),
     "completed": frozenset({Phase.COMPLETED}),
 }
-"""The phases that satisfy each condition of `depends-on`."""
+"""The phases that satisfy each condition of `depends-on`; what is started has been born, too."""
 TOGETHER = "together"
 """The condition of a `one-for-all` group: no failure keeps the other one down, nor does it end."""
 GONE = "gone"
@@ -50,8 +50,8 @@ def unmet(needs: Sequence[Need], states: Mapping[ReplicaId, State]) -> Reason | 
             if other.phase in ENDING or (need.condition == TOGETHER and is_broken(other)):
                 text = f"waits for {need.on} of its group: {other.reason.sentence}"
                 return Reason(Cause.WAITING_DEPENDENCY, text)
-        elif other.phase not in MET_BY[need.condition]:
-            word = other.phase.value
+        elif other.phase not in MET_BY[need.condition] or is_being_born(other):
+            word = "being born" if is_being_born(other) else other.phase.value
             why = f": {other.reason.sentence}" if other.phase is Phase.FAILED else ""
             return Reason(
                 Cause.WAITING_DEPENDENCY,

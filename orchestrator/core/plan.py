@@ -4,6 +4,7 @@
 depends on the file, the inventory and the chosen engine alone, so two runs print the same bytes.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -36,7 +37,7 @@ class PlannedWorker(msgspec.Struct, frozen=True, kw_only=True):
     equivalent command line. `options` goes into `WorkerConfig.options`: vLLM's flags, the
     simulator's timing and faults, the frontend's settings. `env` is what is added to the cleaned
     environment of the daemon, sorted; what belongs to one incarnation isn't in it. A port of 0 is
-    chosen at each start.
+    chosen at each start. `conditions`: those that the file gives to what is in `depends_on`.
     """
 
     id: str
@@ -57,6 +58,13 @@ class PlannedWorker(msgspec.Struct, frozen=True, kw_only=True):
     ports: dict[str, int] = {}
     options: dict[str, Any] = {}
     depends_on: tuple[str, ...] = ()
+    conditions: dict[str, str] = {}
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        """What must come first, in words, with the condition where the file gives one."""
+        given = self.conditions
+        return tuple(f"{on} ({given[on]})" if on in given else on for on in self.depends_on)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,7 +164,8 @@ def _engine_worker(role: EngineRole, engine: Engine, placed: Placed) -> PlannedW
         gpu_share=placed.share,
         ports={RENDEZVOUS: 0} if role.members > 1 else {},
         options=(role_flags(role, placed.member) if engine.name == "vllm" else role.sim.options()),
-        depends_on=role.depends_on,
+        depends_on=tuple(role.depends_on),
+        conditions=_given(role.depends_on),
     )
 
 
@@ -178,5 +187,10 @@ def _command(process: Process, placed: Placed) -> PlannedWorker:
         gpus=tuple(gpu.index for gpu in placed.gpus),
         gpu_uuids=uuids,
         gpu_share=placed.share,
-        depends_on=process.depends_on,
+        depends_on=tuple(process.depends_on),
+        conditions=_given(process.depends_on),
     )
+
+
+def _given(depends_on: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: condition for name, condition in depends_on.items() if condition is not None}

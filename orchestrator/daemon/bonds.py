@@ -3,7 +3,7 @@
 The file speaks of roles and processes, the core of replicas. Every replica of what is named counts.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from orchestrator.core.fleet import GONE, TOGETHER, Need
 from orchestrator.core.groups import Bond
@@ -15,10 +15,11 @@ from orchestrator.wire.ids import ReplicaId
 def needs(topology: Topology, replicas: Iterable[ReplicaId], role: str) -> tuple[Need, ...]:
     """What must be so before a replica of this role starts."""
     replicas = list(replicas)
+    depends_on = _depends_on(topology, role)
     found = [
-        Need(replica, "completed" if _is_oneshot(topology, replica.role) else "ready")
+        Need(replica, depends_on[replica.role] or _usual(topology, replica.role))
         for replica in replicas
-        if replica.role in _depends_on(topology, role)
+        if replica.role in depends_on
     ]
     for _, group in _groups_of(topology, role):
         if group.strategy == "one-for-all":
@@ -66,11 +67,12 @@ def _groups_of(topology: Topology, role: str) -> Iterator[tuple[str, Group]]:
     yield from ((name, each) for name, each in topology.groups.items() if role in each.members)
 
 
-def _depends_on(topology: Topology, role: str) -> tuple[str, ...]:
+def _depends_on(topology: Topology, role: str) -> Mapping[str, str | None]:
     table = topology.roles.get(role) or topology.processes.get(role)
-    return table.depends_on if table is not None else ()
+    return table.depends_on if table is not None else {}
 
 
-def _is_oneshot(topology: Topology, role: str) -> bool:
+def _usual(topology: Topology, role: str) -> str:
+    """What is waited for where only the name is listed."""
     process = topology.processes.get(role)
-    return process is not None and process.oneshot
+    return "completed" if process is not None and process.oneshot else "ready"

@@ -232,7 +232,7 @@ NOT_RULES = frozenset({"id", "kind", "model", "members", "logs", "cwd", "needs",
 
 def config(each: UnitSpec) -> Config:
     """A spec as differences are made of."""
-    rules: dict[str, Any] = {"depends-on": ", ".join(each.members[0].depends_on)}
+    rules: dict[str, Any] = {"depends-on": ", ".join(each.members[0].after)}
     rules |= bonds.rules(each.needs, each.bonds, each.members[0].depends_on)
     for one in fields(each):
         if one.name not in NOT_RULES:

@@ -9,7 +9,7 @@ from orchestrator.topology.policies import (
     Supervised,
 )
 from orchestrator.topology.probes import Command, Liveness, Readiness
-from orchestrator.topology.table import Gpus, Strings
+from orchestrator.topology.table import DEPENDS_ON, Dependencies, Gpus
 from orchestrator.topology.units import PositiveDuration
 
 
@@ -35,9 +35,7 @@ class Process(Supervised):
         description="A ready process that doesn't say WATCHDOG=1 on $NOTIFY_SOCKET for so long is "
         "restarted. It finds the time in $WATCHDOG_USEC, as for systemd.",
     )
-    depends_on: Strings = Field(
-        default=(), description="Roles or processes that must be ready first."
-    )
+    depends_on: Dependencies = DEPENDS_ON
     on_dependency_restart: OnDependencyRestart = ON_DEPENDENCY_RESTART
     gpus: Gpus | None = Field(
         default=None,

@@ -11,7 +11,7 @@ from orchestrator.topology.policies import (
     OnDependencyRestart,
     Supervised,
 )
-from orchestrator.topology.table import Gpus, Names, Strings, Table
+from orchestrator.topology.table import DEPENDS_ON, Dependencies, Gpus, Names, Table
 from orchestrator.topology.units import Duration, Size
 
 Kind = Literal["aggregated", "prefill", "decode"]
@@ -136,9 +136,7 @@ class EngineRole(Supervised):
         default=False,
         description="Spread experts over all ranks. The simulated engine has no experts.",
     )
-    depends_on: Strings = Field(
-        default=(), description="Roles or processes that must be ready first."
-    )
+    depends_on: Dependencies = DEPENDS_ON
     on_dependency_restart: OnDependencyRestart = ON_DEPENDENCY_RESTART
     python: str | None = Field(default=None, min_length=1, description=PYTHON_DESCRIPTION)
 

@@ -6,9 +6,16 @@ strict (no guessing of types), closed (no unknown keys) and frozen.
 """
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+)
 
 from orchestrator.topology.units import shown
 
@@ -60,6 +67,54 @@ Names = Annotated[
         }
     ),
 ]
+
+
+Condition = Literal["started", "ready", "completed"]
+
+
+def parse_dependencies(value: object) -> object:
+    """Make a list of names a table without conditions; ValueError if it is neither."""
+    if isinstance(value, dict):
+        return value
+    if not isinstance(value, list):
+        wrote = f"[{shown(value)}]" if isinstance(value, str) else '["..."]'
+        raise ValueError(f"expected a list, got {shown(value)}; write {wrote}")
+    for each in value:
+        if not isinstance(each, str):
+            raise ValueError(f'{shown(each)} is not a name; write one like "cache"')
+        if value.count(each) > 1:
+            raise ValueError(f"{each} is there twice; name it once")
+    return dict.fromkeys(value)
+
+
+Dependencies = Annotated[
+    dict[str, Condition | None],
+    BeforeValidator(parse_dependencies),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
+                {
+                    "type": "object",
+                    "additionalProperties": {
+                        "anyOf": [
+                            {"enum": ["started", "ready", "completed"]},
+                            {"type": "string", "pattern": r"\$\{[A-Za-z_]"},
+                        ]
+                    },
+                },
+            ]
+        }
+    ),
+]
+"""Names, each with the condition that the file gives; None where it is only listed."""
+DEPENDS_ON: dict[str, Condition | None] = Field(
+    default={},
+    description="Roles or processes that come first: a list, or a table that gives each a "
+    'condition, like { cache = "started" }. started: it runs. ready: it is ready; what a list '
+    "means. completed: it has exited with 0; what a list means for a oneshot. Looked at anew at "
+    "every start.",
+)
 
 
 def parse_gpus(value: object) -> int | float | tuple[int | str, ...]:

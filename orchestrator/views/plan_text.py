@@ -31,7 +31,7 @@ def _lines(plan: Plan) -> Iterator[str]:
 
 def _facts(worker: PlannedWorker) -> Iterator[tuple[str, str]]:
     yield from _place(worker)
-    yield from (("after", name) for name in worker.depends_on)
+    yield from (("after", name) for name in worker.after)
     yield from _command(worker)
     for name, text in sorted(worker.env.items()):
         yield "env", f"{name}={shlex.quote(text) if text else ''}"

@@ -1,14 +1,15 @@
 """Dependencies, stop order, health, leases, adoption."""
 
+import pytest
 from msgspec.structs import replace
 
 from orchestrator.core import adopt, lease
 from orchestrator.core import events as e
-from orchestrator.core.fleet import Need, dependency_events, stop_levels
+from orchestrator.core.fleet import Need, dependency_events, stop_levels, unmet
 from orchestrator.core.health import Health, health
 from orchestrator.core.policy import Lease, Policy
 from orchestrator.core.reasons import Cause
-from orchestrator.core.state import Hold, Phase, State, Want
+from orchestrator.core.state import Hold, Member, Phase, Stage, State, Want
 from orchestrator.wire.ids import ReplicaId
 from tests.unit.core_driver import Driver
 
@@ -42,6 +43,26 @@ def test_a_failed_dependency_is_explained():
     [(_, told)] = dependency_events(NEEDS, {CACHE: waits, DB: failed})
     assert told.reason.sentence.endswith("it is failed: never started")
     assert told.reason.cause is Cause.WAITING_DEPENDENCY
+
+
+@pytest.mark.parametrize(
+    ("condition", "met"),
+    [("started", "starting ready completed"), ("ready", "ready"), ("completed", "completed")],
+)
+def test_each_condition_has_its_phases_and_says_which_it_is(condition, met):
+    for phase in Phase:
+        reason = unmet([Need(DB, condition)], {DB: at(phase)})
+        assert (reason is None) == (phase.value in met.split()), phase
+        if reason is not None:
+            assert f"waits for t/db-0 to be {condition}; it is {phase.value}" in reason.sentence
+
+
+def test_what_is_started_has_been_born_and_what_is_ready_is_well():
+    ordered = at(Phase.STARTING, members=(Member(stage=Stage.RUNNING), Member()))
+    assert "started; it is being born" in unmet([Need(DB, "started")], {DB: ordered}).sentence
+    unwell = at(Phase.READY, members=(Member(stage=Stage.RUNNING, overdue=True),))
+    assert unmet([Need(DB, "ready")], {DB: unwell}) is not None
+    assert unmet([Need(DB, "started")], {DB: unwell}) is None
 
 
 def test_statement_50_dependants_stop_first_level_by_level():

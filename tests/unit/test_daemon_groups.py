@@ -7,6 +7,7 @@ import pytest
 from orchestrator.core import actions as a
 from orchestrator.core import events as e
 from orchestrator.core import groups
+from orchestrator.core.difference import difference
 from orchestrator.core.reasons import Cause
 from orchestrator.core.state import Phase
 from orchestrator.daemon import deployment
@@ -153,7 +154,9 @@ def test_nobody_starts_before_the_last_of_the_group_is_gone(family, strategy):
     here.stage.jump(5.0)
     assert here.phases() == {"a": "waiting", "b": "waiting", "c": "stopping"}
     here.stage.empty(here.unit("c"), 9)
-    assert set(here.phases().values()) == {"starting"}
+    assert here.phases()["a"] == "starting"
+    here.settle()
+    assert here.lives() == "222"
 
 
 def test_a_member_that_is_restarted_by_hand_is_waited_for_by_one_that_fails_meanwhile(family):
@@ -195,8 +198,9 @@ def test_a_group_waits_for_a_member_that_failed_for_good_until_it_is_started_or_
 
 def test_starts_follow_the_list_and_stops_go_backwards(stage):
     found = stage.up(GROUP.replace("STRATEGY", "rest-for-one").replace('"a", "b"', '"b", "a"'))
-    assert stage.ordered() == ["g/b-0", "g/a-0", "g/c-0"]
-    for name in ALL:
+    order = ["g/b-0", "g/a-0", "g/c-0"]
+    for number, name in enumerate(order, 1):
+        assert stage.ordered() == order[:number]
         stage.born(stage.unit(name))
     stage.call(stage.deployments.begin_down, found, at_once=False)
     assert stage.ordered(a.Stop) == ["g/c-0"]
@@ -302,6 +306,63 @@ def test_whatever_happens_nobody_lives_beside_a_broken_peer_and_all_come_back(st
         here.settle()
         stage.jump(100.0)
     assert set(here.phases().values()) == {"ready"}, (seed, here.phases())
+
+
+CONDITIONS = """
+name = "g"
+restart = { jitter = 0, policy = "on-failure" }
+[processes.a]
+command = ["a"]
+ready = { notify = true }
+[processes.b]
+command = ["b"]
+depends-on = { a = "CONDITION" }
+"""
+
+
+@pytest.mark.parametrize("condition", ["started", "ready", "completed"])
+def test_a_dependant_waits_for_the_condition_that_the_file_gives(stage, condition):
+    stage.up(CONDITIONS.replace("CONDITION", condition))
+    a, reached = stage.unit("g/a-0"), []
+    told = f"waits for g/a-0 to be {condition}; it is being born"
+    assert stage.unit("g/b-0").state.reason.sentence == told
+    for step, happens in (
+        ("started", stage.born),
+        ("ready", lambda unit: stage.post(unit, e.BecameReady)),
+        ("completed", stage.empty),
+    ):
+        happens(a)
+        reached += [step] if stage.phase("g/b-0") == "starting" else []
+    assert reached[0] == condition
+
+
+def test_the_condition_is_looked_at_anew_at_every_start(stage):
+    stage.up(CONDITIONS.replace("CONDITION", "started"))
+    a, b = stage.unit("g/a-0"), stage.unit("g/b-0")
+    for unit in (a, b):
+        stage.born(unit)
+    stage.call(stage.supervisor.request, a, e.StopRequested)
+    stage.empty(a)
+    stage.empty(b, 9)
+    stage.jump(5.0)
+    assert b.state.reason.sentence == "waits for g/a-0 to be started; it is stopped"
+    stage.call(stage.supervisor.request, a, e.StartRequested)
+    stage.born(a)
+    assert stage.phase("g/b-0") == "starting"
+
+
+def test_another_condition_is_a_difference_that_restarts_nothing(stage):
+    started, ready = (
+        stage.deployment(CONDITIONS.replace("CONDITION", word)) for word in ("started", "ready")
+    )
+    assert started.plan.workers[1].after == ("a (started)",)
+    old, new = (
+        {unit.id: deployment.config(unit.spec) for unit in deployment.make_units(each, str)}
+        for each in (started, ready)
+    )
+    [change] = [each for each in difference(old, new) if each.kind != "unchanged"]
+    assert change.kind == "live"
+    assert [str(each) for each in change.deltas] == ["depends-on: a (started) -> a (ready)"]
 
 
 def rules_of(stage, text: str) -> dict[str, dict[str, str]]:

@@ -126,6 +126,12 @@ def test_what_runs_today_is_built(stem):
         ("[roles.w]\nmodel = ''", "it is empty"),
         ("[roles.w]\nserved-model-name = []", "a list is not a name"),
         ('[roles.w]\ndepends-on = "x"', 'expected a list, got "x"; write ["x"]'),
+        ("[roles.w]\ndepends-on = 3", 'expected a list, got 3; write ["..."]'),
+        ("[roles.w]\ndepends-on = [3]", '3 is not a name; write one like "cache"'),
+        (
+            "[roles.w]\ndepends-on = { x = 'redy' }",
+            'depends-on.x: "redy" isn\'t one of its values; did you mean "ready"? It is one of',
+        ),
         ("[roles.w.sim]\nfaults = [{ times = 1 }]", "faults[0].fault: this key is required"),
         ("[processes.p]", '3: processes.p.command: this key is required; add command = ["program'),
         ('[processes.p]\ncommand = "a b"', "a command is a list, no shell reads it"),

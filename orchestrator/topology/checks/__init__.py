@@ -33,6 +33,7 @@ AS_WRITTEN: tuple[Check, ...] = (
     gpus.fractions,
 )
 WITH_DEFAULTS: tuple[Check, ...] = (
+    processes.conditions,
     roles.models,
     roles.served_names,
     roles.disaggregation,

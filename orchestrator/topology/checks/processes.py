@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from orchestrator.topology.complaints import Finding, Path
 from orchestrator.topology.probes import KINDS, Asking
 from orchestrator.topology.schema import FRONTEND, Topology
-from orchestrator.topology.table import toml_key
+from orchestrator.topology.table import Condition, toml_key
 
 
 def probes(topology: Topology) -> Iterator[Finding]:
@@ -71,8 +71,8 @@ def dependencies(topology: Topology) -> Iterator[Finding]:
     if topology.has_frontend:
         known.append(FRONTEND)
     for path, names in needs.items():
-        for index, name in enumerate(names):
-            where: Path = (*path, "depends-on", index)
+        for index, (name, condition) in enumerate(names.items()):
+            where: Path = (*path, "depends-on", index if condition is None else name)
             if name == path[1]:
                 yield Finding(where, "it would wait for itself", "leave it out")
             elif name not in known:
@@ -85,10 +85,29 @@ def dependencies(topology: Topology) -> Iterator[Finding]:
                 yield Finding(where, wrong, right, uses)
 
 
+def conditions(topology: Topology) -> Iterator[Finding]:
+    """Check that what is waited for can come to be so: some are never ready, some never end."""
+    for path, names in _needs(topology).items():
+        for name, condition in names.items():
+            where: Path = (*path, "depends-on", name)
+            process = topology.processes.get(name)
+            other = process or topology.roles.get(name) or topology.frontend
+            oneshot = process is not None and process.oneshot
+            if condition == "ready" and oneshot:
+                wrong = f"{name} is a oneshot: it is never ready, it ends"
+                yield Finding(where, wrong, 'write "completed"', (("processes", name, "oneshot"),))
+            if condition == "completed" and not oneshot and other.restart.policy == "always":
+                wrong = f"{name} never completes: it is restarted also after an exit with 0"
+                right = 'write "ready"' + (", or make it a oneshot" if process is not None else "")
+                tables: tuple[Path, ...] = (("roles", name), ("processes", name))
+                uses = (("restart",), *((*table, "restart") for table in tables))
+                yield Finding(where, wrong, right, (*uses, ("processes", name, "oneshot")))
+
+
 def cycles(topology: Topology) -> Iterator[Finding]:
     """Nobody waits for somebody who waits for them; in `rest-for-one` each waits for the former."""
     tables = {str(path[1]): path for path in _needs(topology)}
-    needs = {str(path[1]): names for path, names in _needs(topology).items()}
+    needs = {str(path[1]): tuple(names) for path, names in _needs(topology).items()}
     for group in topology.groups.values():
         if group.strategy == "rest-for-one":
             for first, then in itertools.pairwise(dict.fromkeys(group.members)):
@@ -116,8 +135,8 @@ def ports(topology: Topology) -> Iterator[Finding]:
         taken.setdefault(port, who)
 
 
-def _needs(topology: Topology) -> dict[Path, tuple[str, ...]]:
-    needs: dict[Path, tuple[str, ...]] = {
+def _needs(topology: Topology) -> dict[Path, dict[str, Condition | None]]:
+    needs: dict[Path, dict[str, Condition | None]] = {
         ("roles", name): role.depends_on for name, role in topology.roles.items()
     }
     needs |= {("processes", name): each.depends_on for name, each in topology.processes.items()}
