@@ -245,7 +245,7 @@ def test_a_client_that_leaves_frees_the_batch():
         return app._stepper
 
     stepper = asyncio.run(run())
-    assert (stepper.running, stepper.blocks_free) == (0, 16_384)
+    assert (stepper.running, stepper.blocks.free) == (0, 16_384)
 
 
 def test_batch_limit_and_blocks_make_requests_wait():
@@ -256,11 +256,11 @@ def test_batch_limit_and_blocks_make_requests_wait():
         request = {"prompt": "a" * 20, "max_tokens": 30}
         asks = [asyncio.create_task(call(app, COMPLETE, request)) for _ in range(3)]
         await until(lambda: app._stepper.running)
-        found = app._stepper.running, app._stepper.waiting, app._stepper.blocks_free
+        found = app._stepper.running, app._stepper.waiting, app._stepper.blocks.free
         for task in asks:
             task.cancel()
         await asyncio.gather(*asks, return_exceptions=True)
-        return found, app._stepper.blocks_free
+        return found, app._stepper.blocks.free
 
     assert asyncio.run(run()) == ((2, 1, 0), 8)
 

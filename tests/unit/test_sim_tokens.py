@@ -14,6 +14,7 @@ texts = st.lists(st.one_of(words, st.text(max_size=6))).map("".join)
 
 def generate(prompt, count, **limits):
     sequence = Sequence(0, prompt, Limits(max_tokens=count, **limits))
+    sequence.go_on_from(prompt)
     deltas = []
     while sequence.finish is None:
         deltas.append(sequence.advance())

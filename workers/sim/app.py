@@ -11,7 +11,8 @@ from workers.sim.faults import Faults
 from workers.sim.generate import ENGINE_HEADER, JSON_HEADERS, answer, generate
 from workers.sim.metrics import Metrics
 from workers.sim.options import Options
-from workers.sim.stepper import EngineDeadError, Stepper
+from workers.sim.sink import EngineDeadError, GenerationError
+from workers.sim.stepper import Stepper
 
 
 class Request(NamedTuple):
@@ -59,7 +60,7 @@ class App:
         except shapes.RequestError as error:
             text = shapes.problem(str(error), error.status, error.param)
             await answer(send, error.status, text, JSON_HEADERS)
-        except EngineDeadError as error:
+        except (EngineDeadError, GenerationError) as error:
             await answer(send, 500, shapes.problem(str(error), 500), JSON_HEADERS)
 
     def _no_route(self, scope: Scope) -> shapes.RequestError:

@@ -10,7 +10,8 @@ from workers.runtime.engine import Receive, Send
 from workers.sim import answers, shapes
 from workers.sim.requests import Job
 from workers.sim.sequence import Delta, Sequence
-from workers.sim.stepper import EngineDeadError, Sink, Stepper
+from workers.sim.sink import EngineDeadError, GenerationError, Sink
+from workers.sim.stepper import Stepper
 
 ENGINE_HEADER = (b"x-dynorch-engine", b"sim")
 JSON_HEADERS = [(b"content-type", b"application/json"), ENGINE_HEADER]
@@ -77,12 +78,16 @@ async def _stream(
     while unfinished:
         try:
             deltas = await sink.take()
-        except EngineDeadError as dead:
+        except (EngineDeadError, GenerationError) as error:
             if not begun:
-                raise
+                if isinstance(error, EngineDeadError):
+                    raise
+                await send(
+                    {"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS}
+                )
             # The status is out: as vLLM does, say it in the stream and end properly.
-            error = b"data: " + shapes.problem(str(dead), 500) + b"\n\n"
-            await send({"type": "http.response.body", "body": error + DONE})
+            said = b"data: " + shapes.problem(str(error), 500) + b"\n\n"
+            await send({"type": "http.response.body", "body": said + DONE})
             return
         if not deltas:
             return

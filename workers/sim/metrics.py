@@ -25,7 +25,7 @@ class _Figures(Collector):
             "dynorch_sim_sequences_waiting", "Sequences not admitted yet.", stepper.waiting
         )
         yield GaugeMetricFamily(
-            "dynorch_sim_kv_blocks_free", "KV blocks not reserved.", stepper.blocks_free
+            "dynorch_sim_kv_blocks_free", "KV blocks not reserved.", stepper.blocks.free
         )
         yield CounterMetricFamily("dynorch_sim_tokens", "Tokens generated.", float(stepper.tokens))
 

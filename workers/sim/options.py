@@ -44,6 +44,13 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_un
     signal: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
 
 
+class KvTransfer(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """Of a prefill or decode worker: how long unread blocks are kept; what a failed read means."""
+
+    lease: Annotated[float, msgspec.Meta(gt=0)] = 120.0
+    on_failure: Literal["recompute", "fail"] = "recompute"
+
+
 class Options(
     msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True
 ):
@@ -60,6 +67,7 @@ class Options(
     block_size: Positive = 16
     max_model_len: Positive = 4096
     faults: list[Fault] = []
+    kv_transfer: KvTransfer | None = None
 
 
 def decode_options(raw: dict[str, Any]) -> Options:

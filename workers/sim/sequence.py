@@ -1,12 +1,17 @@
 """One sequence of tokens being generated: when it ends, and what may be shown of it so far.
 
+It goes on from what its blocks hold, which is the prompt, unless they were filled from elsewhere.
+
 Text that could still turn out to be the beginning of a stop string is held back, as vLLM does it:
 a client must never see a part of what stopped its answer.
 """
 
+from typing import Any
+
 import msgspec
 
 from workers.sim import tokens
+from workers.sim.ticket import Wish
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,15 +37,30 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
 
 
 class Sequence:
-    """Generates one answer, token by token."""
+    """Generates one answer, token by token. `name`: the engine's name for it.
 
-    def __init__(self, index: int, prompt: list[int], limits: Limits) -> None:
+    Blocks that it holds: `blocks` by number, for its prompt, and so many more are `promised`.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        prompt: list[int],
+        limits: Limits,
+        wish: Wish | None = None,
+        name: str = "",
+    ) -> None:
         self.index = index
-        self.prompt_tokens = len(prompt)
+        self.prompt = prompt
+        self.limits = limits
+        self.wish = wish
+        self.name = name
         self.generated = 0
         self.finish: str | None = None
-        self.limits = limits
-        self._state = tokens.state_of(prompt)
+        self.blocks: list[int] = []
+        self.promised = 0
+        self.lent: dict[str, Any] | None = None
+        self._state = 0
         self._text = ""
         self._shown = 0
         self._held = max(map(len, limits.stop), default=1) - 1
@@ -49,7 +69,11 @@ class Sequence:
     @property
     def tokens_max(self) -> int:
         """Most tokens whose keys and values this sequence can ever need to keep."""
-        return self.prompt_tokens + self.limits.max_tokens
+        return len(self.prompt) + self.limits.max_tokens
+
+    def go_on_from(self, read: list[int]) -> None:
+        """Begin: `read` is what the blocks hold."""
+        self._state = tokens.state_of(read)
 
     def advance(self) -> Delta:
         """Generate the next token."""
