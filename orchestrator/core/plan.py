@@ -10,10 +10,10 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from orchestrator.core import worker_env
+from orchestrator.core import kv_transfer, worker_env
 from orchestrator.core.placement import Engine, Placed, Placements
 from orchestrator.core.vllm_flags import role_flags, serve_argv
-from orchestrator.core.worker_env import additions
+from orchestrator.core.worker_env import SIDE_CHANNEL, additions
 from orchestrator.topology.processes import Process
 from orchestrator.topology.roles import EngineRole
 from orchestrator.topology.schema import FRONTEND, Topology
@@ -37,7 +37,8 @@ class PlannedWorker(msgspec.Struct, frozen=True, kw_only=True):
     equivalent command line. `options` goes into `WorkerConfig.options`: vLLM's flags, the
     simulator's timing and faults, the frontend's settings. `env` is what is added to the cleaned
     environment of the daemon, sorted; what belongs to one incarnation isn't in it. A port of 0 is
-    chosen at each start. `conditions`: those that the file gives to what is in `depends_on`.
+    chosen by the port table; `port_counts`: how many in a row, where it isn't one. `conditions`:
+    those that the file gives to what is in `depends_on`.
     """
 
     id: str
@@ -56,6 +57,7 @@ class PlannedWorker(msgspec.Struct, frozen=True, kw_only=True):
     gpu_uuids: tuple[str, ...] = ()
     gpu_share: float = 1.0
     ports: dict[str, int] = {}
+    port_counts: dict[str, int] = {}
     options: dict[str, Any] = {}
     depends_on: tuple[str, ...] = ()
     conditions: dict[str, str] = {}
@@ -109,7 +111,7 @@ def build_plan(topology: Topology, placements: Placements) -> Plan:
         name = placed.replica.role
         if name in topology.roles:
             engine = placements.engines[name]
-            workers.append(_engine_worker(topology.roles[name], engine, placed))
+            workers.append(_engine_worker(topology, topology.roles[name], engine, placed))
         else:
             workers.append(_command(topology.processes[name], placed))
     return Plan(topology=topology.name, engines=placements.engines, workers=tuple(workers))
@@ -131,17 +133,21 @@ def _frontend(topology: Topology, index: int) -> PlannedWorker:
             start_timeout_s=frontend.start.timeout_s,
         ),
         ports={"http": frontend.port},
-        options=frontend.options(),
+        options=frontend.options() | kv_transfer.frontend_options(topology.kv_transfer),
     )
 
 
-def _engine_worker(role: EngineRole, engine: Engine, placed: Placed) -> PlannedWorker:
+def _engine_worker(
+    topology: Topology, role: EngineRole, engine: Engine, placed: Placed
+) -> PlannedWorker:
     assert role.model is not None, "the loader fills in the topology's model"
     declared = dict(role.env)
     if engine.name == "vllm" and role.model.startswith(("/", "./", "~")):
         # A local model needs nothing from the hub, whose time-outs would delay each start.
         declared.setdefault("HF_HUB_OFFLINE", "1")
     uuids = tuple(gpu.uuid for gpu in placed.gpus)
+    flags = role_flags(role, placed.member, topology.kv_transfer, has_gpus=bool(uuids))
+    ports, counts = _ports(role)
     return PlannedWorker(
         id=placed.replica.life(placed.member, 0).worker,
         replica=placed.replica,
@@ -151,7 +157,7 @@ def _engine_worker(role: EngineRole, engine: Engine, placed: Placed) -> PlannedW
         model=role.model,
         served_names=role.served_names,
         entry=ENTRIES[engine.name],
-        argv=("vllm", *serve_argv(role, placed.member)) if engine.name == "vllm" else (),
+        argv=("vllm", *serve_argv(role.model, flags)) if engine.name == "vllm" else (),
         python=role.python if engine.name == "vllm" else None,
         env=additions(
             engine=engine.name,
@@ -162,11 +168,26 @@ def _engine_worker(role: EngineRole, engine: Engine, placed: Placed) -> PlannedW
         gpus=tuple(gpu.index for gpu in placed.gpus),
         gpu_uuids=uuids,
         gpu_share=placed.share,
-        ports={RENDEZVOUS: 0} if role.members > 1 else {},
-        options=(role_flags(role, placed.member) if engine.name == "vllm" else role.sim.options()),
+        ports=ports,
+        port_counts=counts,
+        options=flags
+        if engine.name == "vllm"
+        else role.sim.options() | kv_transfer.sim_options(topology.kv_transfer, role.kind),
         depends_on=tuple(role.depends_on),
         conditions=_given(role.depends_on),
     )
+
+
+def _ports(role: EngineRole) -> tuple[dict[str, int], dict[str, int]]:
+    """Which ports a worker is to be given, by name, and how many in a row."""
+    ports, counts = {}, {}
+    if role.members > 1:
+        ports[RENDEZVOUS] = 0
+    if role.kind in kv_transfer.KINDS:
+        ports[SIDE_CHANNEL] = 0
+        if role.tensor_parallel_size > 1:
+            counts[SIDE_CHANNEL] = role.tensor_parallel_size
+    return ports, counts
 
 
 def _command(process: Process, placed: Placed) -> PlannedWorker:

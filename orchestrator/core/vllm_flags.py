@@ -8,13 +8,17 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from orchestrator.core import kv_transfer
 from orchestrator.topology.roles import EngineRole
+from orchestrator.topology.schema import KvTransfer
 
 
-def role_flags(role: EngineRole, member: int) -> dict[str, Any]:
-    """Join the role's flags with those that its own keys stand for, sorted by name.
+def role_flags(
+    role: EngineRole, member: int, transfer: KvTransfer | None = None, *, has_gpus: bool = True
+) -> dict[str, Any]:
+    """Join the role's flags with those that other keys stand for, sorted by name.
 
-    `member` is the worker's data-parallel rank.
+    `member` is the worker's data-parallel rank; `transfer`: the topology's `[kv-transfer]`.
     """
     flags = dict(role.vllm)
     if role.served_model_name:
@@ -28,6 +32,10 @@ def role_flags(role: EngineRole, member: int) -> dict[str, Any]:
         flags["data-parallel-rank"] = member
     if role.expert_parallel:
         flags["enable-expert-parallel"] = True
+    if transfer is not None and role.kind in kv_transfer.KINDS:
+        flags["kv-transfer-config"] = kv_transfer.vllm_config(
+            transfer, role.kind, has_gpus=has_gpus
+        )
     return dict(sorted(flags.items()))
 
 
@@ -44,10 +52,9 @@ def flag_argv(flags: Mapping[str, Any]) -> list[str]:
     return argv
 
 
-def serve_argv(role: EngineRole, member: int) -> list[str]:
+def serve_argv(model: str, flags: Mapping[str, Any]) -> list[str]:
     """Everything behind `vllm`: the words that start the same engine by hand."""
-    assert role.model is not None, "the loader fills in the topology's model"
-    return ["serve", role.model, *flag_argv(role_flags(role, member))]
+    return ["serve", model, *flag_argv(flags)]
 
 
 def _text(value: object) -> str:

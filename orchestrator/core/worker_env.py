@@ -46,6 +46,8 @@ VLLM_DEFAULTS = {
     "VLLM_WORKER_MULTIPROC_METHOD": "fork",
 }
 """What a vLLM worker gets unless the topology says otherwise; the daemon's own values don't."""
+SIDE_CHANNEL = "side-channel"
+"""The port at which prefill and decode workers tell each other where their KV cache lies."""
 HIDDEN = "***"
 _SECRET_FLAG = re.compile(
     r"-*([a-z0-9-]+[-_])?(key|token|secret|password|credentials?)", re.IGNORECASE
@@ -102,6 +104,16 @@ def worker_env(
     env["DYNORCH_TREE"] = f"{life.worker}/{life.incarnation}/{nonce}"
     env["DYNORCH_INCARNATION"] = str(life.incarnation)
     return dict(sorted(env.items()))
+
+
+def port_env(engine: str, ports: Mapping[str, int], rank: int) -> dict[str, str]:
+    """Tell vLLM of the ports that were chosen for it.
+
+    It adds its data-parallel rank to the side channel's, so that is taken off before.
+    """
+    if engine == "vllm" and SIDE_CHANNEL in ports:
+        return {"VLLM_NIXL_SIDE_CHANNEL_PORT": str(ports[SIDE_CHANNEL] - rank)}
+    return {}
 
 
 def zygote_env(base: Mapping[str, str], profile: str) -> dict[str, str]:

@@ -84,7 +84,7 @@ class Adoption:
         for life in lives.values():
             if life.life not in self._launcher.lives and life not in stubborn:
                 self._run_dir.remove_life(life.directory)
-        self._launcher.release_ports()
+        self._launcher.release_ports(self._supervisor.units.values())
         reached("adoption.lives-removed")
         self._go_on(up, [unit for unit, one in saved if one is None])
         return troubles + [

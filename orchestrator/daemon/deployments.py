@@ -32,7 +32,10 @@ RESTING = frozenset({Phase.STOPPED, Phase.COMPLETED, Phase.FAILED})
 
 
 class Deployments:
-    """Topologies by name. `on_gone` is called when one is completely down."""
+    """Topologies by name.
+
+    `on_gone` is called when one is completely down, `on_forgotten` with each replica that is gone.
+    """
 
     def __init__(
         self,
@@ -41,12 +44,15 @@ class Deployments:
         supervisor: Supervisor,
         publisher: Publisher,
         on_gone: Callable[[], None],
+        *,
+        on_forgotten: Callable[[ReplicaId], None] = lambda _: None,
     ) -> None:
         self._run_dir = run_dir
         self._state_dir = state_dir
         self._supervisor = supervisor
         self._publisher = publisher
         self._on_gone = on_gone
+        self._on_forgotten = on_forgotten
         self.by_name: dict[str, Deployment] = {}
         self.rollouts = Rollouts(supervisor, publisher, self)
 
@@ -182,8 +188,9 @@ class Deployments:
         self._on_gone()
 
     def forget(self, replica: ReplicaId) -> None:
-        """Drop what is on disk of a replica that is gone."""
+        """Drop what is kept of a replica that is gone: its state on disk, its workers' ports."""
         self._run_dir.replica(replica).unlink(missing_ok=True)
+        self._on_forgotten(replica)
 
     def changed(self, unit: Unit, before: State) -> None:
         """Publish the routing table if it is another now: before anything else is done."""

@@ -11,7 +11,7 @@ zygote. It is kept, one of each kind, and given as soon as the shim answers.
 import asyncio
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -20,8 +20,8 @@ from orchestrator.core import actions, events
 from orchestrator.core.adopt import Alive, Ended, Found, Nothing
 from orchestrator.core.excerpt import excerpt
 from orchestrator.core.plan import PlannedWorker
-from orchestrator.core.worker_env import PrivateDirs, worker_env
-from orchestrator.daemon.meetings import Meetings
+from orchestrator.core.worker_env import PrivateDirs, port_env, worker_env
+from orchestrator.daemon.port_desk import PortDesk
 from orchestrator.daemon.unit import Heard, Unit, foreign
 from orchestrator.host import cgroup, records
 from orchestrator.host.fault_points import reached
@@ -75,7 +75,7 @@ class Life:
 
 
 class Launcher:
-    """Lives by id, the zygotes they come from, and the ports at which gangs meet."""
+    """Lives by id, the zygotes they come from, and the ports they are given."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Launcher:
         orders: Orders,
         post: Post,
         *,
-        meetings: Meetings,
+        ports: PortDesk,
         on_said: Callable[[Unit, LifeId, records.Said], None],
     ) -> None:
         self._run_dir = run_dir
@@ -93,7 +93,7 @@ class Launcher:
         self._reaper = reaper
         self._orders = orders
         self._post = post
-        self._meetings = meetings
+        self._ports = ports
         self._on_said = on_said
         self._group_home = cgroup.home()
         self.lives: dict[LifeId, Life] = {}
@@ -145,12 +145,14 @@ class Launcher:
         nonce = make_nonce(self._run_dir.root, str(life))
         private = directory / "t"
         dirs = PrivateDirs(tmp=str(private), rpc=str(private))
+        ports = self._ports.assign(unit, life, planned)
         env = worker_env(
-            os.environ, engine=planned.engine, added=planned.env, life=life, nonce=nonce, dirs=dirs
-        )
+            os.environ, engine=planned.engine, life=life, nonce=nonce, dirs=dirs,
+            added=planned.env | port_env(planned.engine, ports, planned.member),
+        )  # fmt: skip
         policy = unit.spec.policy
         spawn = {"argv": list(planned.argv)} if not planned.entry else {
-            "entry": planned.entry, "blob": self._blob(unit, life, planned, directory),
+            "entry": planned.entry, "blob": self._blob(unit, life, planned, directory, ports),
             "path": sys.path,
         }  # fmt: skip
         group = self._group(unit.spec.tree, directory, nonce)
@@ -170,7 +172,14 @@ class Launcher:
             return ""
         return f"{self._group_home}/{cgroup.PREFIX}{directory.name}-{nonce}"
 
-    def _blob(self, unit: Unit, life: LifeId, planned: PlannedWorker, directory: Path) -> bytes:
+    def _blob(
+        self,
+        unit: Unit,
+        life: LifeId,
+        planned: PlannedWorker,
+        directory: Path,
+        ports: dict[str, int],
+    ) -> bytes:
         policy = unit.spec.policy
         return config.encode(
             config.WorkerConfig(
@@ -183,7 +192,8 @@ class Launcher:
                 model=planned.model,
                 served_names=list(planned.served_names),
                 options=planned.options,
-                gang=self._meetings.arrange(unit, life, planned),
+                gang=self._ports.gang(unit, life, ports),
+                ports=ports,
                 beat_period_s=policy.lease.period_s,
                 checks=config.Checks(
                     ask_period_s=policy.liveness.ask_period_s,
@@ -322,7 +332,7 @@ class Launcher:
             here.link.close()
         del self.lives[here.id]
         self._orders.forget(here.id)
-        self._meetings.end(here.id, self.lives)
+        self._ports.end(here.id, self.lives)
 
     # ---- adoption ----------------------------------------------------------------------------
 
@@ -341,12 +351,12 @@ class Launcher:
             self._forget(here)
             return Nothing()
         assert here.record is not None, "a link has a record"
-        self._meetings.show(unit, life)
+        self._ports.show(unit, life)
         return Alive(pid=here.record.shim.pid)
 
-    def release_ports(self) -> None:
+    def release_ports(self, units: Iterable[Unit]) -> None:
         """Call it when all that lives was adopted: what ended meanwhile needs no port."""
-        self._meetings.keep(self.lives)
+        self._ports.keep(self.lives, units)
 
 
 def notify_env(unit: Unit, directory: Path) -> dict[str, str]:

@@ -39,9 +39,9 @@ from orchestrator.daemon.gate import GpuGate
 from orchestrator.daemon.hearing import Hearing
 from orchestrator.daemon.launcher import Launcher
 from orchestrator.daemon.machine import machine
-from orchestrator.daemon.meetings import Meetings
 from orchestrator.daemon.notices import Notices
 from orchestrator.daemon.nursery import Nursery
+from orchestrator.daemon.port_desk import PortDesk
 from orchestrator.daemon.prober import Prober
 from orchestrator.daemon.publisher import Publisher
 from orchestrator.daemon.reading import FAILED, RefusedError
@@ -117,15 +117,16 @@ class Daemon:
             self._unreadable,
         )
         self._ports = PortTable(run_dir.ports, write_atomically, self._wanted_ports)
-        self._meetings = Meetings(self._ports)
+        self._desk = PortDesk(self._ports)
         self._launcher = Launcher(
             run_dir, self._nursery.zygote, self._reaper, self._control, self._post,
-            meetings=self._meetings, on_said=self._said,
+            ports=self._desk, on_said=self._said,
         )  # fmt: skip
         self._supervisor = Supervisor(self._launcher, self._save, self._publisher, self)
         self._deployments = Deployments(
-            run_dir, state_dir, self._supervisor, self._publisher, self._end_if_idle
-        )
+            run_dir, state_dir, self._supervisor, self._publisher, self._end_if_idle,
+            on_forgotten=self._desk.forget,
+        )  # fmt: skip
         self._stalls = Stalls(self._supervisor, self._publisher)
         self._hearing = Hearing(
             self._supervisor, self._deployments.greeted, self._deployments.applied

@@ -1,10 +1,11 @@
 """The ports that we choose ourselves: one table per run directory, so no two of ours get the same.
 
-A port is taken for an owner (one incarnation of one gang) and held: bound by the daemon, without
-listening, from the moment it was found free until its owner is over. Whoever wants to bind it in
-between fails, except the one it is for: the held socket has SO_REUSEADDR, and so has the listener
-of every rendezvous. It has it only *after* its own bind, which therefore fails where anybody at all
-has the port, and another daemon's held socket counts.
+A port, or several in a row, is taken for an owner (one incarnation of a gang, or a worker for all
+its lives) and held: bound by the daemon, without listening, from the moment it was found free until
+its owner is over. Whoever wants to bind it in between fails, except the one it is for: the held
+socket has SO_REUSEADDR, and so has the listener of every rendezvous and side channel. It has it
+only *after* its own bind, which therefore fails where anybody at all has the port, and another
+daemon's held socket counts.
 
 A released port rests for a minute: connections of the old life may still be timing out, and a peer
 that hasn't heard of its end may still knock. Ports go round, so the next one is another one anyway.
@@ -16,7 +17,7 @@ import errno
 import socket
 import time
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import msgspec
@@ -86,64 +87,73 @@ class PortTable:
         self._clock = clock
         self._span = span() if ports is None else ports
         self._boot = boot_id()
-        self._held: dict[str, socket.socket] = {}
+        self._held: dict[str, list[socket.socket]] = {}
         kept = self._read()
         self._ports = dict(kept.ports)
         # Two run directories begin in different places, and seldom meet.
         self._last = kept.last or self._span[zlib.crc32(bytes(path)) % len(self._span)]
 
     def of(self, owner: str) -> int | None:
-        """Return the port that this owner has; None if it has none."""
-        for port, entry in self._ports.items():
-            if entry.owner == owner and entry.rests_until is None:
-                return port
-        return None
+        """Return the first of this owner's ports; None if it has none."""
+        return min(self._all_of(owner), default=None)
 
-    def take(self, owner: str) -> int:
-        """Return this owner's port, found free and held now unless it has one already.
+    def owners(self) -> set[str]:
+        """All that have ports now."""
+        return {each.owner for each in self._ports.values() if each.rests_until is None}
 
-        NoPortError: none is free.
+    def take(self, owner: str, count: int = 1) -> int:
+        """Return the first of this owner's ports, `count` in a row.
+
+        They are found free and held now unless it has them already. NoPortError: there are none.
         """
-        port = self.of(owner)
-        if port is not None:
-            return port
+        mine = self._all_of(owner)
+        if len(mine) == count:
+            return min(mine)
+        self.release(owner)
         self._wake()
         refused, wanted = 0, self._wanted()
-        for port in self._round():
-            if port in self._ports or port in wanted:
+        for block in self._round(count):
+            if any(port in self._ports or port in wanted for port in block):
                 continue
-            held = _bind(port)
-            if held is not None:
+            held, trouble = _bind_all(block)
+            if held:
                 self._held[owner] = held
-                self._ports[port] = Entry(owner)
-                self._last = port
+                self._ports |= {port: Entry(owner) for port in block}
+                self._last = block[-1]
                 self._save()
-                return port
-            refused = refused or port
-        raise NoPortError(self._exhausted(refused))
+                return block[0]
+            refused = refused or trouble
+        raise NoPortError(self._exhausted(refused, count))
 
     def release(self, owner: str) -> None:
-        """Let this owner's port rest: no process of it is left."""
-        port = self.of(owner)
-        if port is None:
+        """Let this owner's ports rest: no process of it is left."""
+        ports = self._all_of(owner)
+        if not ports:
             return
-        held = self._held.pop(owner, None)
-        if held is not None:
+        for held in self._held.pop(owner, ()):
             held.close()
-        self._ports[port] = Entry(owner, self._clock() + REST_S)
+        until = self._clock() + REST_S
+        self._ports |= {port: Entry(owner, until) for port in ports}
         self._save()
 
     def keep(self, owners: Collection[str]) -> None:
         """Release what belongs to anybody else: their end was missed."""
-        for entry in list(self._ports.values()):
-            if entry.rests_until is None and entry.owner not in owners:
-                self.release(entry.owner)
+        for owner in self.owners():
+            if owner not in owners:
+                self.release(owner)
 
     def close(self) -> None:
         """Hold nothing any more; the table stays."""
-        for held in self._held.values():
-            held.close()
-        self._held.clear()
+        for owner in list(self._held):
+            for held in self._held.pop(owner):
+                held.close()
+
+    def _all_of(self, owner: str) -> list[int]:
+        return [
+            port
+            for port, entry in self._ports.items()
+            if entry.owner == owner and entry.rests_until is None
+        ]
 
     def _wake(self) -> None:
         """Forget what has rested long enough, which also bounds the table."""
@@ -154,13 +164,16 @@ class PortTable:
             if entry.rests_until is None or entry.rests_until > now
         }
 
-    def _round(self) -> list[int]:
-        """All ports, beginning behind the last one taken."""
+    def _round(self, count: int) -> Iterator[range]:
+        """All rows of ports, beginning behind the last one taken."""
         first = self._span.index(self._last) + 1 if self._last in self._span else 0
-        return [*self._span[first:], *self._span[:first]]
+        for port in (*self._span[first:], *self._span[:first]):
+            if port + count <= self._span.stop:
+                yield range(port, port + count)
 
-    def _exhausted(self, refused: int) -> str:
-        text = f"no free port from {self._span[0]} to {self._span[-1]}"
+    def _exhausted(self, refused: int, count: int) -> str:
+        what = "free port" if count == 1 else f"{count} free ports in a row"
+        text = f"no {what} from {self._span[0]} to {self._span[-1]}"
         if refused:
             who = holder(refused) or "a process that we may not see"
             text += f": {refused} is in use by {who}, and so on"
@@ -179,6 +192,19 @@ class PortTable:
             self._write(self._path, msgspec.json.encode(kept))
         except OSError:
             return  # a full disk; every bind is tested, so the next daemon errs by a rest at most
+
+
+def _bind_all(block: range) -> tuple[list[socket.socket], int]:
+    """Bind all of them, or none: then also say which one is taken."""
+    held: list[socket.socket] = []
+    for port in block:
+        one = _bind(port)
+        if one is None:
+            for each in held:
+                each.close()
+            return [], port
+        held.append(one)
+    return held, 0
 
 
 def _bind(port: int) -> socket.socket | None:

@@ -25,17 +25,6 @@ class Row:
     engine: str = ""
 
 
-def _disaggregated(topology: Topology) -> Iterator[Path]:
-    for name, role in topology.roles.items():
-        if role.kind != "aggregated":
-            yield ("roles", name, "kind")
-
-
-def _kv_transfer(topology: Topology) -> Iterator[Path]:
-    if topology.kv_transfer is not None:
-        yield ("kv-transfer",)
-
-
 def _gangs(topology: Topology) -> Iterator[Path]:
     for name, role in topology.roles.items():
         if role.data_parallel > 1:
@@ -72,8 +61,6 @@ def _interpreters(topology: Topology) -> Iterator[Path]:
 
 
 ROWS = (
-    Row("prefill and decode roles", _disaggregated, 'write kind = "aggregated"'),
-    Row("KV transfer", _kv_transfer, "leave the table out"),
     Row(
         "data-parallel ranks of vLLM",
         _gangs,

@@ -11,6 +11,7 @@ ENV = {
     "CUDA_DEVICE_ORDER": "the placement sets it; leave it out",
     "SPT_NOENV": "the supervision needs it; leave it out",
     "TMPDIR": "each incarnation has its own; leave it out",
+    "VLLM_NIXL_SIDE_CHANNEL_PORT": "each worker has its own, from the port table; leave it out",
     "VLLM_RPC_BASE_PATH": "each incarnation has its own; leave it out",
 }
 """Variable -> why, and what would be right."""

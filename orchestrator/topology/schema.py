@@ -75,15 +75,24 @@ class KvTransfer(Table):
     """`[kv-transfer]`: how KV cache goes from prefill to decode."""
 
     connector: Literal["nixl"] = Field(description="The engine's connector.")
-    buffer_device: Literal["cuda", "cpu"] = Field(
-        default="cuda", description="Where transfers begin."
+    buffer_device: Literal["auto", "cuda", "cpu"] = Field(
+        default="auto",
+        description="Where transfers begin and end. auto: in GPU memory for engines that have "
+        "GPUs, else in main memory.",
     )
     on_failure: Literal["recompute", "fail"] = Field(
-        default="recompute", description="What decode does when a transfer failed."
+        default="recompute",
+        description="What decode does when a transfer failed: read the prompt itself, or fail the "
+        "request.",
     )
     lease_s: PositiveDuration = Field(
-        default=30.0,
+        default=120.0,
         description="How long prefill keeps the blocks of a request that nobody fetches.",
+    )
+    enforce: bool = Field(
+        default=False,
+        description="true: without a prefill worker requests are answered with 503. false: decode "
+        "reads prompts itself then (degraded, which `status` says).",
     )
 
 

@@ -39,7 +39,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     `control` and `events` are the daemon's endpoints; `plane` is the ipc endpoint this worker
     binds (engines only); `state_dir` is private to the incarnation and removed after it.
     `options` belongs to the engine: `vllm serve` flags, the simulator's timing and faults, or the
-    frontend's settings. `gang` is None for a replica of one worker.
+    frontend's settings. `gang` is None for a replica of one worker. `ports`: those that were chosen
+    for it, by name; of several in a row, the first.
     """
 
     life: str
@@ -54,6 +55,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     checks: Checks = Checks()
     options: dict[str, Any] = {}
     gang: Gang | None = None
+    ports: dict[str, int] = {}
 
 
 encode = msgspec.msgpack.Encoder().encode

@@ -21,7 +21,7 @@ class Launcher:
     def adopt(self, _unit, life, _directory):
         return Alive(pid=7) if str(life) in self.alive else Nothing()
 
-    def release_ports(self) -> None:
+    def release_ports(self, units) -> None:
         """Nothing has any."""
 
 

@@ -10,7 +10,7 @@ from orchestrator.core import events as e
 from orchestrator.daemon import launcher as module
 from orchestrator.daemon.deployments import write_atomically
 from orchestrator.daemon.launcher import Launcher
-from orchestrator.daemon.meetings import Meetings
+from orchestrator.daemon.port_desk import PortDesk
 from orchestrator.host.port_table import NoPortError, PortTable
 from orchestrator.host.zygote_link import ZygoteError
 from orchestrator.wire import config, messages
@@ -42,7 +42,7 @@ class Yard:
         self.no_zygote: ZygoteError | None = None
         self.ports = PortTable(stage.run_dir.ports, write_atomically)
         self.launcher = Launcher(
-            stage.run_dir, self.zygotes, None, self, self.post, meetings=Meetings(self.ports),
+            stage.run_dir, self.zygotes, None, self, self.post, ports=PortDesk(self.ports),
             on_said=lambda *said: self.said.append(said),
         )  # fmt: skip
 
@@ -116,8 +116,71 @@ def test_a_worker_alone_meets_nobody(yard):
     assert not (yard.stage.run_dir.ports).exists()
 
 
+PAIR = """
+name = "pd"
+model = "m"
+[frontend]
+port = 8001
+[roles.prefill]
+kind = "prefill"
+[roles.decode]
+kind = "decode"
+data-parallel = 2
+[kv-transfer]
+connector = "nixl"
+lease = "90s"
+"""
+
+
+def test_a_worker_s_own_port_is_the_same_in_each_of_its_lives(yard):
+    yard.stage.up(PAIR)
+
+    def born(name, member, incarnation):
+        yard.perform(name, a.Spawn(member, incarnation))
+        request, answer = yard.zygote.asked[-1]
+        answer.set_exception(ZygoteError("the zygote died"))
+        yard.stage.turn()
+        return config.decode(request.blob)
+
+    first = born("pd/prefill-0", 0, 1)
+    assert first.ports == {"side-channel": yard.ports.of("pd/prefill-0.0:side-channel")}
+    assert first.options["kv-transfer"] == {"lease": 90.0, "on-failure": "recompute"}
+    assert born("pd/prefill-0", 0, 2).ports == first.ports
+    one, other = born("pd/decode-0", 0, 1), born("pd/decode-0", 1, 1)
+    taken = {each.ports["side-channel"] for each in (first, one, other)}
+    assert len(taken) == 3
+    assert set(one.ports) == {"side-channel", "rendezvous"}
+    assert one.gang.port == one.ports["rendezvous"]
+
+
+def test_the_ports_of_replicas_that_are_gone_rest(yard):
+    yard.stage.up(PAIR)
+    units = [yard.stage.unit(name) for name in ("pd/prefill-0", "pd/decode-0")]
+    for unit in units:
+        yard.perform(str(unit.id), a.Spawn(0, 1))
+    desk = PortDesk(yard.ports)
+    own = {"pd/prefill-0.0:side-channel", "pd/decode-0.0:side-channel"}
+    assert yard.ports.owners() == {*own, "pd/decode-0#1"}
+    desk.keep([], units)
+    assert yard.ports.owners() == own, "a life was missed"
+    desk.keep([], units[:1])
+    assert yard.ports.owners() == {"pd/prefill-0.0:side-channel"}, "a replica was missed"
+    desk.forget(units[0].id)
+    assert yard.ports.owners() == set()
+
+
+def test_an_adopted_life_shows_its_ports_again(yard):
+    yard.stage.up(PAIR)
+    unit = yard.stage.unit("pd/decode-0")
+    life = unit.life(1)
+    given = PortDesk(yard.ports).assign(unit, life, unit.spec.members[1])
+    unit.heard.clear()
+    PortDesk(yard.ports).show(unit, life)
+    assert unit.of(life).ports == given
+
+
 def test_without_a_free_port_nobody_of_a_gang_is_born(yard, monkeypatch):
-    def full(owner):
+    def full(owner, count):
         raise NoPortError("no free port from 1 to 2")
 
     monkeypatch.setattr(yard.ports, "take", full)

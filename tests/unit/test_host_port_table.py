@@ -69,6 +69,38 @@ def test_each_owner_gets_its_own_port_and_keeps_it(tables):
     assert (table.take("a#1"), table.of("b#1"), table.of("c#1")) == (first, second, None)
 
 
+def test_several_in_a_row_are_one_owner_s_and_overlap_with_nobody_s(tables):
+    table = tables.make()
+    pair = table.take("a", 2)
+    single = table.take("b")
+    assert single not in {pair, pair + 1}
+    assert table.take("a", 2) == table.of("a") == pair
+    for port in (pair, pair + 1):
+        with pytest.raises(OSError, match="in use"):
+            listener(port, reuse=False)
+    with pytest.raises(NoPortError, match="no 2 free ports in a row from"):
+        table.take("c", 2)
+    table.release("a")
+    assert table.owners() == {"b"}
+    tables.now_s += REST_S + 1.0
+    assert table.take("c", 2) in tables.span
+
+
+def test_a_row_with_one_stranger_in_it_is_passed_over_as_a_whole(tables):
+    stranger = listener(tables.span[1], reuse=True)
+    try:
+        assert tables.make().take("a", 2) == tables.span[2]
+        listener(tables.span[0], reuse=False).close()
+    finally:
+        stranger.close()
+
+
+def test_another_number_of_ports_is_another_row(tables):
+    table = tables.make()
+    one = table.take("a")
+    assert one not in range(table.take("a", 2), table.of("a") + 2)
+
+
 def test_a_released_port_rests_for_a_minute(tables):
     table = tables.make()
     taken = [table.take(f"a#{number}") for number in range(1, 5)]

@@ -87,6 +87,59 @@ def test_ids_order_and_gangs():
     assert [worker.options["data-parallel-rank"] for worker in gang] == [0, 1]
 
 
+PAIR = """
+name = "pd"
+model = "m"
+[roles.p]
+kind = "prefill"
+gpus = 2
+[roles.d]
+kind = "decode"
+data-parallel = 2
+[kv-transfer]
+connector = "nixl"
+enforce = true
+"""
+
+
+def test_both_halves_are_told_of_one_transfer():
+    frontend, prefill, decode, rank_1 = plan(PAIR).workers
+    assert frontend.options["kv-transfer"] == {"lease": 120.0, "enforce": True}
+    assert prefill.options["kv-transfer-config"] == {
+        "kv_connector": "NixlConnector",
+        "kv_role": "kv_producer",
+        "kv_buffer_device": "cuda",
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {"kv_lease_duration": 120},
+    }
+    assert decode.options["kv-transfer-config"]["kv_role"] == "kv_consumer"
+    assert (prefill.ports, prefill.port_counts) == ({"side-channel": 0}, {"side-channel": 2})
+    assert rank_1.ports == {"rendezvous": 0, "side-channel": 0}
+    assert rank_1.port_counts == {}
+    assert '"kv_role":"kv_producer"' in " ".join(prefill.argv)
+
+
+def test_the_simulated_halves_are_told_of_the_same_transfer():
+    text = PAIR.replace("enforce = true", 'lease = "90s"\non-failure = "fail"')
+    frontend, prefill, decode, _ = plan(text, "").workers
+    assert frontend.options["kv-transfer"] == {"lease": 90.0, "enforce": False}
+    said = {"lease": 90.0, "on-failure": "fail"}
+    assert prefill.options["kv-transfer"] == decode.options["kv-transfer"] == said
+    assert prefill.ports == {"side-channel": 0}
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "expected"),
+    [("auto", 0, "cpu"), ("auto", 1, "cuda"), ("cpu", 1, "cpu"), ("cuda", 1, "cuda")],
+)
+def test_where_transfers_begin(device, gpus, expected):
+    text = PAIR.replace("gpus = 2", f"gpus = {gpus}") + f'buffer-device = "{device}"\n'
+    (prefill,) = (
+        worker for worker in plan(text, engine="vllm").workers if worker.kind == "prefill"
+    )
+    assert prefill.options["kv-transfer-config"]["kv_buffer_device"] == expected
+
+
 def test_vllm_command_line():
     big = next(worker for worker in plan(EVERYTHING).workers if worker.id == "all/big-1.0")
     assert big.argv == (

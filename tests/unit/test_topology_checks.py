@@ -43,6 +43,7 @@ def grouped(members: str, more: str = "", strategy: str = "rest-for-one") -> str
         ("[frontend]\nport = 9000", "1: roles: nothing would run; add a role"),
         (role("env = { DYNORCH_X = '1' }"), "not a variable to set here: names that begin with"),
         (role("env = { CUDA_VISIBLE_DEVICES = '1' }"), "the placement sets it; write gpus"),
+        (role("env = { VLLM_NIXL_SIDE_CHANNEL_PORT = '5600' }"), "has its own, from the port"),
         (role("env = { 'a b' = '1' }"), "this is no name for a variable"),
         # groups
         (grouped('["a", "x"]'), 'groups.g.members[1]: nothing is called "x"; there are: a, b, c'),

@@ -1,6 +1,6 @@
 """The environment of a worker: what is kept, what is removed, what only we may set."""
 
-from orchestrator.core.worker_env import PrivateDirs, additions, masked, worker_env
+from orchestrator.core.worker_env import PrivateDirs, additions, masked, port_env, worker_env
 from orchestrator.wire.ids import ReplicaId
 
 LIFE = ReplicaId("t", "w", 1).life(0, 4)
@@ -36,6 +36,12 @@ def test_vllm_worker():
             "PROMETHEUS_MULTIPROC_DIR", "NOTIFY_SOCKET"}  # fmt: skip
     assert not gone & found.keys()
     assert list(found) == sorted(found)
+
+
+def test_vllm_adds_its_rank_to_the_side_channel_s_port_itself():
+    """vllm.md 3.1: the actual port is the base and data_parallel_index."""
+    assert port_env("vllm", {"side-channel": 29_003}, 2) == {"VLLM_NIXL_SIDE_CHANNEL_PORT": "29001"}
+    assert port_env("vllm", {"rendezvous": 1}, 0) == port_env("sim", {"side-channel": 1}, 0) == {}
 
 
 def test_without_gpus_a_worker_sees_none():

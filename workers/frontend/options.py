@@ -15,6 +15,13 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
 
+class KvTransfer(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """How long prefill keeps blocks for decode; whether decode may serve without any prefill."""
+
+    lease_s: Seconds = msgspec.field(default=120.0, name="lease")
+    enforce: bool = False
+
+
 class Options(
     msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True
 ):
@@ -38,6 +45,7 @@ class Options(
     hold_s: Annotated[float, msgspec.Meta(ge=0)] = msgspec.field(default=30.0, name="hold")
     drain_timeout_s: Seconds = msgspec.field(default=30.0, name="drain-timeout")
     topology: str = ""
+    kv_transfer: KvTransfer | None = None
 
 
 class OptionsError(Exception):
