@@ -90,17 +90,16 @@ def plan(file: Path, engine: str, gpus: str | None, *, as_json: bool) -> int:
 
 def planned(topology: Topology, engine: str, gpus: str | None = None) -> "Plan":
     """Plan a topology for this machine, or for declared `gpus`; exit with what doesn't fit."""
-    from orchestrator.core.inventory import Inventory
     from orchestrator.core.placement import place
     from orchestrator.core.plan import build_plan
     from orchestrator.daemon.reading import RefusedError, placed
     from orchestrator.host.gpu_provider import ProviderError
 
     try:
-        inventory = Inventory.declared(gpus) if gpus else _machine()
+        inventory = _declared(gpus) if gpus else _machine()
     except ProviderError as error:
         fail(str(error), INVALID)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         fail(f"--gpus: {error}", INVALID)
     try:
         placements = placed(topology, place(topology, inventory, engine_choice(engine)))
@@ -114,6 +113,15 @@ def engine_choice(engine: str) -> Any:
     if engine not in {"auto", "vllm", "sim"}:
         fail(f"--engine: {engine!r} is no engine; auto, vllm or sim", INVALID)
     return engine
+
+
+def _declared(text: str) -> Any:
+    """Read what `--gpus` says: one line, or the file behind an @."""
+    from orchestrator.core import declared
+
+    if text.startswith("@"):
+        return declared.read(Path(text[1:]).read_text(encoding="utf-8"))
+    return declared.declared(text)
 
 
 def _machine() -> Any:

@@ -230,7 +230,7 @@ def plan(
         typer.Option(
             "--gpus",  # without it, typer takes the metavar for the name
             metavar="GPUS",
-            help="Plan for these instead of this machine's: 8xH100, or 2xNAME:80GiB.",
+            help="Plan for these instead of this machine's: 8xH100, 2xNAME:80GiB:pcie, @FILE.",
         ),
     ] = None,
     json: AsJson = False,

@@ -1,13 +1,19 @@
-"""What only this machine can tell: its GPUs, the vLLM that is installed, ports that are taken."""
+"""What only this machine can tell: GPUs, cores, the installed vLLM, ports that are taken."""
 
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Iterator
 
-from orchestrator.core.inventory import Gpu, Inventory
+from orchestrator.core.devices import Holder
+from orchestrator.core.gate import BASELINE_BYTES_MAX
+from orchestrator.core.gate_words import gib, whom
+from orchestrator.core.inventory import Gpu, Inventory, Link, Node
 from orchestrator.core.plan import Plan
-from orchestrator.host import cgroup, nest
-from orchestrator.host.gpu_provider import list_gpus
+from orchestrator.host import cgroup, cpus, nest
+from orchestrator.host.gpu_holders import holders
+from orchestrator.host.gpu_provider import Provider, provider
+from orchestrator.host.gpus import Memory
 from orchestrator.host.ports import trouble_with
 from orchestrator.topology.complaints import Finding
 from orchestrator.topology.schema import Topology
@@ -19,12 +25,48 @@ NO_VLLM = (
 
 
 def machine() -> Inventory:
-    """The GPUs, and whether the installed vLLM computes on the CPU. Takes a while with NVML."""
-    found = tuple(
-        Gpu(index=gpu.index, uuid=gpu.uuid, name=gpu.name, total_bytes=gpu.total_bytes)
-        for gpu in list_gpus(os.environ)
+    """The GPUs, the nodes, and whether the installed vLLM computes on the CPU.
+
+    Takes a while with NVML.
+    """
+    asked = provider(os.environ)
+    try:
+        gpus = tuple(_gpus(asked))
+        links = tuple(
+            Link(a=each.a, b=each.b, by=each.by, lanes=each.lanes) for each in asked.links()
+        )
+    finally:
+        asked.close()
+    nodes = tuple(
+        Node(index=node.index, cores=node.cores, total_bytes=node.total_bytes)
+        for node in cpus.machine()
     )
-    return Inventory(gpus=found, cpu_engine=vllm_is_cpu_build())
+    return Inventory(gpus=gpus, links=links, nodes=nodes, cpu_engine=vllm_is_cpu_build())
+
+
+def _gpus(asked: Provider) -> Iterator[Gpu]:
+    found = asked.gpus()
+    memory = asked.read([gpu.uuid for gpu in found])
+    for gpu in found:
+        answer = memory[gpu.uuid]
+        used = answer.used_bytes if isinstance(answer, Memory) else 0
+        yield Gpu(
+            index=gpu.index,
+            uuid=gpu.uuid,
+            name=gpu.name,
+            total_bytes=gpu.total_bytes,
+            numa=gpu.numa,
+            held=_held(asked, gpu.uuid, used) if used > BASELINE_BYTES_MAX else "",
+        )
+
+
+def _held(asked: Provider, uuid: str, used_bytes: int) -> str:
+    """Say who has so much of a GPU."""
+    found = [
+        Holder(pid=one.pid, command=one.command, user=one.user, used_bytes=one.used_bytes)
+        for one in holders(asked, uuid)
+    ]
+    return f"{gib(used_bytes)} of it {whom(found)}"
 
 
 def vllm_is_cpu_build() -> bool:

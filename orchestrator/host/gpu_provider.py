@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 
+from orchestrator.host.gpu_links import Link
 from orchestrator.host.gpus import Gpu, Memory, Mute, Nvml, User
 
 VARIABLE = "DYNORCH_GPU_PROVIDER"
@@ -32,6 +33,9 @@ class Provider(Protocol):
 
     def gpus(self) -> list[Gpu]:
         """List the devices."""
+
+    def links(self) -> list[Link]:
+        """Tell what connects each pair of devices, as far as anybody knows."""
 
     def read(self, uuids: Collection[str]) -> dict[str, Memory | Mute]:
         """Return the memory of each device now, or why it can't be told."""
@@ -59,6 +63,7 @@ class FakeGpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     name: str = "Fake"
     total_bytes: int = 80 << 30
     used_bytes: int = 0
+    numa: int | None = None
     users: tuple[User, ...] = ()
     trouble: str = ""
     lost: bool = False
@@ -68,6 +73,7 @@ class FakeFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The whole file, the devices in the order of their indices."""
 
     gpus: tuple[FakeGpu, ...] = ()
+    links: tuple[Link, ...] = ()
 
 
 class Fake:
@@ -100,8 +106,14 @@ class Fake:
         if isinstance(file, Mute):
             return []
         return [
-            Gpu(index, gpu.uuid, gpu.name, gpu.total_bytes) for index, gpu in enumerate(file.gpus)
+            Gpu(index, gpu.uuid, gpu.name, gpu.total_bytes, gpu.numa)
+            for index, gpu in enumerate(file.gpus)
         ]
+
+    def links(self) -> list[Link]:
+        """Tell what the file says."""
+        file = self._file()
+        return [] if isinstance(file, Mute) else list(file.links)
 
     def read(self, uuids: Collection[str]) -> dict[str, Memory | Mute]:
         """Return what the file says now."""
@@ -137,12 +149,3 @@ def provider(environ: Mapping[str, str]) -> Provider:
     if text == "off":
         return Off()
     raise ProviderError(f"{VARIABLE}={text}: write nvml, off, or fake:/ABSOLUTE/FILE")
-
-
-def list_gpus(environ: Mapping[str, str]) -> list[Gpu]:
-    """List this machine's GPUs; empty when there are none that we can see."""
-    asked = provider(environ)
-    try:
-        return asked.gpus()
-    finally:
-        asked.close()

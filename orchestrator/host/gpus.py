@@ -16,17 +16,24 @@ from typing import Any
 
 import msgspec
 
+from orchestrator.host import gpu_links
+from orchestrator.host.gpu_links import Link
+
 LOST = {6: "not found", 15: "GPU is lost", 16: "needs a reset", 999: "unknown error"}
 """Codes with which one device of a driver that works answers when it has fallen off the bus."""
 
 
 class Gpu(msgspec.Struct, frozen=True):
-    """One device. `index` is NVML's, in the order of the PCI bus; a MIG instance has its GPU's."""
+    """One device. `index` is NVML's, in the order of the PCI bus; a MIG instance has its GPU's.
+
+    `numa`: the node whose cores are near, if anybody knows it.
+    """
 
     index: int
     uuid: str
     name: str
     total_bytes: int
+    numa: int | None = None
 
 
 class Memory(msgspec.Struct, frozen=True):
@@ -93,6 +100,18 @@ class Nvml:
             return []
         return [gpu for index in range(self._count()) for gpu in self._gpus(index)]
 
+    def links(self) -> list[Link]:
+        """Tell what connects each pair of whole GPUs, as far as it is known."""
+        if not self.open():
+            return []
+        handles = {
+            uuid: handle
+            for index in range(self._count())
+            for uuid, handle in self._handles(index)
+            if uuid.startswith("GPU-")
+        }
+        return gpu_links.links(self._nvml, handles)
+
     def read(self, uuids: Collection[str]) -> dict[str, Memory | Mute]:
         """Return the memory of each device now, or why it can't be told."""
         if not self.open():
@@ -143,21 +162,29 @@ class Nvml:
 
     def _gpus(self, index: int) -> list[Gpu]:
         """One GPU, or its MIG instances."""
+        nvml, found = self._nvml, []
+        for uuid, handle in self._handles(index):
+            try:
+                name = nvml.nvmlDeviceGetName(handle)
+                total = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+                near = gpu_links.numa(nvml, nvml.nvmlDeviceGetHandleByIndex(index))
+            except nvml.NVMLError as error:
+                self.trouble = f"GPU {index}: {error}"
+                return []
+            # Old versions of the library answer in bytes.
+            found.append(Gpu(index, uuid, os.fsdecode(name), total, near))
+        return found
+
+    def _handles(self, index: int) -> list[tuple[str, Any]]:
+        """UUID and handle of one GPU, or of its MIG instances; none when it doesn't answer."""
         nvml = self._nvml
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             parts = self._instances(handle)
-            return [self._gpu(index, each) for each in parts or [handle]]
+            return [(os.fsdecode(nvml.nvmlDeviceGetUUID(each)), each) for each in parts or [handle]]
         except nvml.NVMLError as error:
             self.trouble = f"GPU {index}: {error}"
             return []
-
-    def _gpu(self, index: int, handle: Any) -> Gpu:
-        nvml = self._nvml
-        uuid, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
-        total = nvml.nvmlDeviceGetMemoryInfo(handle).total
-        # Old versions of the library answer in bytes.
-        return Gpu(index, os.fsdecode(uuid), os.fsdecode(name), int(total))
 
     def _instances(self, handle: Any) -> list[Any]:
         """Return the MIG instances of a GPU; empty where there are none."""

@@ -5,6 +5,9 @@
  *     gpu UUID NAME TOTAL USED CODE          in the order of the indices; CODE: how questions end
  *     mig INDEX UUID NAME TOTAL USED         an instance of the GPU at INDEX, which it cuts
  *     user UUID PID BYTES                    a process that computes there
+ *     at UUID BUS NODE                       its address on the PCI bus, and its NUMA node
+ *     nvlink UUID BUS COUNT                  links to the GPU with that address, or to a "switch"
+ *     near UUID UUID LEVEL                   the common ancestor of two (nvmlGpuTopologyLevel_t)
  * A CODE of -1 hangs for ever.
  */
 #include <stdio.h>
@@ -16,21 +19,28 @@ enum { MAX = 16, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7 };
 
 struct device { int parent, code; char uuid[80], name[64]; unsigned long long total, used; };
 struct user { char uuid[80]; unsigned pid; unsigned long long bytes; };
+struct place { char uuid[80], bus[32]; int node; };
+struct wire { char uuid[80], end[80]; int number; };
 struct memory { unsigned long long total, free, used; };
 struct process { unsigned pid; unsigned long long bytes; unsigned gpu, compute; };
 
 static struct device devices[MAX];
 static struct user users[MAX];
-static int count, user_count, init_code;
+static struct place places[MAX];
+static struct wire links[MAX], nears[MAX];
+static int count, user_count, place_count, link_count, near_count, init_code;
 
 static void load(void) {
     char line[512];
     const char *path = getenv("NVML_STUB");
     FILE *file = path ? fopen(path, "r") : NULL;
-    count = user_count = init_code = 0;
-    while (file && fgets(line, sizeof line, file) && count < MAX && user_count < MAX) {
+    count = user_count = place_count = link_count = near_count = init_code = 0;
+    while (file && fgets(line, sizeof line, file) && count < MAX && user_count < MAX
+           && place_count < MAX && link_count < MAX && near_count < MAX) {
         struct device *d = &devices[count];
         struct user *u = &users[user_count];
+        struct place *p = &places[place_count];
+        struct wire *l = &links[link_count], *n = &nears[near_count];
         d->parent = -1;
         d->code = 0;
         if (sscanf(line, "gpu %79s %63s %llu %llu %d", d->uuid, d->name, &d->total, &d->used,
@@ -40,6 +50,12 @@ static void load(void) {
             count++;
         else if (sscanf(line, "user %79s %u %llu", u->uuid, &u->pid, &u->bytes) == 3)
             user_count++;
+        else if (sscanf(line, "at %79s %31s %d", p->uuid, p->bus, &p->node) == 3)
+            place_count++;
+        else if (sscanf(line, "nvlink %79s %79s %d", l->uuid, l->end, &l->number) == 3)
+            link_count++;
+        else if (sscanf(line, "near %79s %79s %d", n->uuid, n->end, &n->number) == 3)
+            near_count++;
         else
             sscanf(line, "init %d", &init_code);
     }
@@ -149,4 +165,64 @@ int nvmlDeviceGetMaxMigDeviceCount(void *handle, unsigned *slots) {
 int nvmlDeviceGetMigDeviceHandleByIndex(void *handle, unsigned index, void **instance) {
     load();
     return nth((int)((long)handle - 1), index, instance);
+}
+
+struct pci { char legacy[16]; unsigned domain, bus, device, id, subsystem; char address[32]; };
+
+static struct place *place_of(void *handle) {
+    struct device *d = of(handle);
+    for (int i = 0; d && i < place_count; i++)
+        if (!strcmp(places[i].uuid, d->uuid)) return &places[i];
+    return NULL;
+}
+
+int nvmlDeviceGetPciInfo_v3(void *handle, struct pci *out) {
+    struct place *p = place_of(handle);
+    memset(out, 0, sizeof *out);
+    if (p) strcpy(out->address, p->bus);
+    return p ? 0 : NOT_SUPPORTED;
+}
+
+int nvmlDeviceGetMemoryAffinity(void *handle, unsigned size, unsigned long long *out, unsigned scope) {
+    struct place *p = place_of(handle);
+    (void)scope;
+    memset(out, 0, size * sizeof *out);
+    if (p) out[0] = 1ull << p->node;
+    return p ? 0 : NOT_SUPPORTED;
+}
+
+/* The links of a device are numbered through, line by line. */
+static struct wire *wire_of(void *handle, unsigned link) {
+    struct device *d = of(handle);
+    for (int i = 0; d && i < link_count; i++) {
+        if (strcmp(links[i].uuid, d->uuid)) continue;
+        if (link < (unsigned)links[i].number) return &links[i];
+        link -= (unsigned)links[i].number;
+    }
+    return NULL;
+}
+
+int nvmlDeviceGetNvLinkState(void *handle, unsigned link, unsigned *active) {
+    return *active = wire_of(handle, link) != NULL, *active ? 0 : INVALID;
+}
+
+int nvmlDeviceGetNvLinkRemoteDeviceType(void *handle, unsigned link, unsigned *type) {
+    struct wire *l = wire_of(handle, link);
+    *type = l && !strcmp(l->end, "switch") ? 2 : 0;
+    return l ? 0 : INVALID;
+}
+
+int nvmlDeviceGetNvLinkRemotePciInfo_v2(void *handle, unsigned link, struct pci *out) {
+    struct wire *l = wire_of(handle, link);
+    memset(out, 0, sizeof *out);
+    if (l) snprintf(out->address, sizeof out->address, "%.31s", l->end);
+    return l ? 0 : INVALID;
+}
+
+int nvmlDeviceGetTopologyCommonAncestor(void *one, void *other, unsigned *level) {
+    struct device *a = of(one), *b = of(other);
+    for (int i = 0; a && b && i < near_count; i++)
+        if (!strcmp(nears[i].uuid, a->uuid) && !strcmp(nears[i].end, b->uuid))
+            return *level = (unsigned)nears[i].number, 0;
+    return NOT_SUPPORTED;
 }

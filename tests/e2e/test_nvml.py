@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,54 @@ def test_a_gpu_that_is_cut_is_its_instances(dynorch, driver):
     assert named["pin/worker-0.0"]["gpu_uuids"] == ["MIG-b"]
     whole = planned(dynorch, PINNED.replace("gpus = 1", "gpus = [1]", 1))
     assert whole["pin/worker-0.0"]["gpu_uuids"] == ["GPU-1-stub"]
+
+
+FOUR = [f"GPU-{index}-stub" for index in range(4)]
+
+
+def machine(driver, library):
+    """What dynorch makes of the driver's answers, in a process of its own: NVML is loaded once."""
+    code = (
+        "import json, msgspec\n"
+        "from orchestrator.daemon.machine import machine\n"
+        "print(json.dumps(msgspec.to_builtins(machine())))\n"
+    )
+    env = os.environ | {"LD_LIBRARY_PATH": str(library), "NVML_STUB": str(driver.path)}
+    env.pop("DYNORCH_GPU_PROVIDER", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def test_what_connects_each_pair_and_where_each_is_near(driver, library):
+    driver.gpus = [[uuid, "A100", 80 * GIB, IDLE, 0] for uuid in FOUR]
+    driver.more = [f"at {uuid} 0000FFF0:0{i}:00.0 {i % 2}" for i, uuid in enumerate(FOUR)]
+    driver.more += [f"near {FOUR[0]} {FOUR[2]} 10", f"near {FOUR[2]} {FOUR[3]} 50"]
+    driver.more += [f"nvlink {FOUR[1]} 0000FFF0:03:00.0 4", f"nvlink {FOUR[3]} 0000FFF0:01:00.0 4"]
+    driver.write()
+    found = machine(driver, library)
+    assert [gpu["numa"] for gpu in found["gpus"]] == [0, 1, 0, 1]
+    assert found["links"] == [
+        {"a": FOUR[0], "b": FOUR[2], "by": "switch", "lanes": 0},
+        {"a": FOUR[1], "b": FOUR[3], "by": "nvlink", "lanes": 4},
+        {"a": FOUR[2], "b": FOUR[3], "by": "system", "lanes": 0},
+    ]
+
+
+def test_a_switch_connects_all_that_hang_on_it_and_silence_is_unknown(driver, library):
+    assert machine(driver, library)["links"] == []
+    driver.more = [f"nvlink GPU-{index}-stub switch {12 + index}" for index in range(2)]
+    driver.write()
+    found = machine(driver, library)
+    assert found["links"] == [{"a": "GPU-0-stub", "b": "GPU-1-stub", "by": "nvlink", "lanes": 12}]
+    assert [gpu["numa"] for gpu in found["gpus"]] == [None, None]
+
+
+def test_whose_memory_it_is_that_makes_a_gpu_the_last_choice(dynorch, driver, library):
+    driver.set(0, used=40.0)
+    (held, _) = machine(driver, library)["gpus"]
+    assert held["held"].startswith("40.0 GiB of it held by nobody that can be seen from here (the")
 
 
 def test_memory_that_the_driver_keeps_delays_the_restart_and_a_lost_gpu_ends_it(dynorch, driver):

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from orchestrator.core import events as e
-from orchestrator.core.inventory import Inventory
+from orchestrator.core.declared import declared
 from orchestrator.core.plan import PlannedWorker
 from orchestrator.core.policy import GpuMode, Policy
 from orchestrator.core.state import Hold, Phase
@@ -72,7 +72,7 @@ class Driver:
 class Room(Stage):
     """A stage with two GPUs."""
 
-    inventory = Inventory.declared("2xH100")
+    inventory = declared("2xH100")
 
     def __init__(self, folder) -> None:
         super().__init__(folder)

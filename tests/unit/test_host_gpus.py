@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from orchestrator.host import gpu_holders, tagged
-from orchestrator.host.gpu_provider import Fake, Off, ProviderError, list_gpus, provider
+from orchestrator.host.gpu_provider import Fake, Off, ProviderError, provider
 from orchestrator.host.gpus import Gpu, Memory, Mute, Nvml, User
 from orchestrator.host.lane import Lane, LateError
 from orchestrator.host.title import entry
@@ -94,7 +94,7 @@ class TestProvider:
         path.write_text(
             json.dumps({"gpus": [{"uuid": "GPU-a", "total_bytes": 9, "used_bytes": 4}]})
         )
-        assert list_gpus({"DYNORCH_GPU_PROVIDER": f"fake:{path}"}) == [Gpu(0, "GPU-a", "Fake", 9)]
+        assert asked.gpus() == [Gpu(0, "GPU-a", "Fake", 9)]
         assert asked.read(["GPU-a"]) == {"GPU-a": Memory(9, 4, 5)}
         assert asked.read(["GPU-b"])["GPU-b"].lost
         gpu = {"uuid": "GPU-a", "trouble": "gone", "lost": True}

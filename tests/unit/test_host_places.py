@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from orchestrator.host import framing, gpus, lock, ports, procfs, records, rundir
-from orchestrator.host.gpu_provider import list_gpus
+from orchestrator.host.gpu_provider import provider
 from orchestrator.host.identity import Identity
 from orchestrator.host.journal import Journal
 from orchestrator.wire.ids import LifeId
@@ -227,7 +227,7 @@ def test_a_port_in_use_is_named_with_its_holder():
 
 def test_a_machine_without_a_gpu_has_none(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert list_gpus({}) == []
+    assert provider({}).gpus() == []
 
 
 class FakeNvml:
@@ -240,6 +240,9 @@ class FakeNvml:
             "nvmlDeviceGetUUID": b"GPU-1", "nvmlDeviceGetName": "H100",
             "nvmlDeviceGetMigMode": [0, 0],
         }  # fmt: skip
+
+        if name not in answers:
+            raise AttributeError(name)
 
         def call(*_):
             return answers[name]
@@ -257,7 +260,8 @@ class FakeNvml:
 
 def test_a_gpu_that_does_not_answer_is_left_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
-    assert list_gpus({}) == [gpus.Gpu(0, "GPU-1", "H100", 80 << 30)]
+    assert provider({}).gpus() == [gpus.Gpu(0, "GPU-1", "H100", 80 << 30)]
+    assert provider({}).links() == []
 
 
 def test_frames_survive_any_chopping():

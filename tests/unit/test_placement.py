@@ -4,13 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.inventory import GIB, Inventory
+from orchestrator.core.declared import declared
+from orchestrator.core.inventory import Inventory
 from orchestrator.core.placement import Placements, place, resolve_engine
 from orchestrator.topology.load import parse
 from orchestrator.wire.ids import ReplicaId
 
 HEAD = 'name = "t"\nmodel = "m"\n'
-EIGHT = Inventory.declared("8xH100")
+EIGHT = declared("8xH100")
 
 
 def placed(text, inventory=EIGHT, engine="auto"):
@@ -26,26 +27,6 @@ def refused(text, inventory=EIGHT, engine="auto"):
     found = place(parse(HEAD + text, "t.toml", {}), inventory, engine)
     assert isinstance(found, list), found
     return [str(each) for each in found]
-
-
-class TestInventory:
-    def test_declared(self):
-        assert [gpu.index for gpu in EIGHT.gpus] == list(range(8))
-        assert EIGHT.gpus[3].uuid == "GPU-declared-3"
-        assert EIGHT.gpus[0].total_bytes == 80 * GIB
-
-    def test_mixed_and_unknown(self):
-        found = Inventory.declared("1xl40s, 2xFOO-1:12GiB")
-        assert [(gpu.name, gpu.total_bytes) for gpu in found.gpus] == [
-            ("L40S", 48 * GIB), ("FOO-1", 12 * GIB), ("FOO-1", 12 * GIB),
-        ]  # fmt: skip
-
-    @pytest.mark.parametrize(
-        "text", ["", "8", "H100", "8xFOO", "x", "8xH100,", "999xH100", "-1xH100"]
-    )
-    def test_nonsense(self, text):
-        with pytest.raises(ValueError, match=r"write|at most"):
-            Inventory.declared(text)
 
 
 class TestEngine:
@@ -91,7 +72,7 @@ def test_a_machine_without_its_first_gpu():
 
 def test_fractions_share_what_nobody_has_whole():
     text = "[roles.a]\nreplicas = 3\ngpus = 0.5\n[roles.b]\n"
-    assert placed(text, Inventory.declared("3xL4")) == {
+    assert placed(text, declared("3xL4")) == {
         "a-0.0": [1], "a-1.0": [1], "a-2.0": [2], "b-0.0": [0],
     }  # fmt: skip
 
@@ -100,7 +81,7 @@ def test_thirds_make_one():
     text = (
         "[roles.a]\nreplicas = 3\ngpus = 0.3333333333333333\n[roles.b]\nreplicas = 10\ngpus=0.1\n"
     )
-    assert set(placed(text, Inventory.declared("2xL4"))) >= {"a-2.0", "b-9.0"}
+    assert set(placed(text, declared("2xL4"))) >= {"a-2.0", "b-9.0"}
 
 
 def test_processes_get_gpus_too():
@@ -112,7 +93,7 @@ def test_refusals_name_what_is_missing():
     text = (
         "[roles.a]\ngpus = [9]\n[roles.b]\nreplicas = 2\ntensor-parallel = 4\n[roles.c]\ngpus=0.5\n"
     )
-    found = refused(text, Inventory.declared("4xL4"))
+    found = refused(text, declared("4xL4"))
     assert found == [
         "a: GPU 9 isn't there; GPUs found: 0 (L4), 1 (L4), 2 (L4), 3 (L4)",
         "b: t/b-1.0 needs 4 GPUs, 0 of 4 left; GPUs found: 0 (L4), 1 (L4), 2 (L4), 3 (L4)",
@@ -142,7 +123,7 @@ def test_never_oversold_and_never_by_halves(roles, count):
         f"[roles.r{i}]\nreplicas = {n}\ngpus = {gpus}\n" for i, (n, gpus) in enumerate(roles)
     )
     topology = parse(HEAD + text, "t.toml", {})
-    inventory = Inventory.declared(f"{count}xL4")
+    inventory = declared(f"{count}xL4")
     found = place(topology, inventory)
     assert found == place(topology, inventory)
     if isinstance(found, list):

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from orchestrator.core.declared import declared
 from orchestrator.core.inventory import Inventory
 from orchestrator.core.placement import place
 from orchestrator.core.plan import build_plan
@@ -51,8 +52,8 @@ depends-on = ["small"]
 
 def plan(text, inventory="8xH100", engine="auto"):
     topology = parse(text, "t.toml", {})
-    declared = Inventory.declared(inventory) if inventory else Inventory()
-    placements = place(topology, declared, engine)
+    found = declared(inventory) if inventory else Inventory()
+    placements = place(topology, found, engine)
     assert not isinstance(placements, list), placements
     return build_plan(topology, placements)
 
@@ -181,7 +182,7 @@ def test_commands_alone_need_no_frontend():
 @pytest.mark.parametrize("path", sorted((ROOT / "topologies").glob("*.toml")), ids=lambda p: p.stem)
 def test_every_shipped_topology_has_a_plan(path):
     topology = load(path, {})
-    for inventory in (Inventory.declared("8xH100"), Inventory()):
+    for inventory in (declared("8xH100"), Inventory()):
         placements = place(topology, inventory)
         assert not isinstance(placements, list)
         engines = {worker.engine for worker in build_plan(topology, placements).workers}
