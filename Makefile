@@ -17,7 +17,7 @@ help:            ## this text
 	.venv/bin/python $(PIP) -e '.[dev]'
 	@touch $@
 
-.venv-vllm/ready: pyproject.toml tests/vllm/install.sh
+.venv-vllm/ready: pyproject.toml tests/vllm/install.sh $(wildcard tests/vllm/cpu_collectives/*)
 	PYTHON=$(PYTHON) sh tests/vllm/install.sh .venv-vllm
 	@touch $@
 

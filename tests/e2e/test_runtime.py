@@ -117,6 +117,38 @@ def test_a_drain_has_a_deadline(start, daemon, frontend):
     daemon.wait_for(messages.Drained)
 
 
+def kept(blob):
+    """An engine of whose KV cache something is fetched when a file appears."""
+    config = wire_config.decode(blob)
+
+    class Prefill(SimEngine):
+        async def wait_fetched(self):
+            while not Path(config.state_dir, "fetched").exists():  # noqa: ASYNC110, ASYNC240
+                await asyncio.sleep(0.01)
+
+    return serve(config, Prefill(config))
+
+
+def test_a_drain_waits_until_the_kv_cache_was_fetched(start, daemon):
+    worker = start(kept)
+    daemon.wait_for(messages.Ready)
+    daemon.tell(messages.Drain(30.0))
+    daemon.forget()
+    # A beat that was made after the drain had begun.
+    beats = [daemon.wait_for(messages.Beat).seq]
+    daemon.wait_for(messages.Beat, lambda beat: beat.seq > beats[0] + 2)
+    assert not daemon.said(messages.Drained)
+    Path(worker.config.state_dir, "fetched").touch()
+    daemon.wait_for(messages.Drained)
+
+
+def test_what_nobody_fetches_is_given_up_at_the_drains_deadline(start, daemon):
+    start(kept)
+    daemon.wait_for(messages.Ready)
+    daemon.tell(messages.Drain(0.1))
+    daemon.wait_for(messages.Drained)
+
+
 def on_asyncio(blob):
     """The same worker on asyncio's own loop."""
     config = wire_config.decode(blob)

@@ -1,6 +1,7 @@
 """How the vLLM worker learns and says what its engine's processes do; needs no vLLM."""
 
 import asyncio
+import errno
 import logging
 import multiprocessing
 import os
@@ -45,14 +46,14 @@ def engine_with(*processes) -> object:
 @pytest.fixture
 def tidings(tmp_path):
     """Open tidings, and what they have reported."""
-    before = logging.getLogRecordFactory(), popen_fork.Popen.poll
+    before = logging.getLogRecordFactory(), popen_fork.Popen.poll, threading.excepthook
     reported: list = []
     tidings = Tidings(lambda *said: reported.append(said), tmp_path)
     tidings.open()
     yield tidings, reported
     tidings.close()
     logging.setLogRecordFactory(before[0])
-    popen_fork.Popen.poll = before[1]
+    popen_fork.Popen.poll, threading.excepthook = before[1:]
     telling.installed = False
 
 
@@ -137,6 +138,33 @@ def test_a_worker_that_dies_unlogged_is_heard_of_all_the_same(tidings):
 
     in_a_fork(engine_core)
     eventually(lambda: heard.lost == [LostWorker("VllmWorker-0", -9)])
+
+
+TAKEN = OSError(errno.EADDRINUSE, "Address already in use (addr='tcp://127.0.0.1:5600')")
+
+
+def test_a_thread_that_finds_its_port_taken_ends_its_process(tidings):
+    """NIXL's listener; EngineCore waits for it without a limit."""
+    heard, _ = tidings
+    statuses = []
+
+    def engine_core(error):
+        def listen():
+            raise error
+
+        thread = threading.Thread(target=listen, name="nixl_handshake_listener")
+        thread.start()
+        thread.join()
+
+    fork = multiprocessing.get_context("fork")
+    for error in (TAKEN, ValueError("what a stranger sent")):
+        process = fork.Process(target=engine_core, args=(error,), name="EngineCore")
+        process.start()
+        process.join()
+        statuses.append(process.exitcode)
+    assert statuses == [1, 0]
+    said = f"OSError: [Errno {errno.EADDRINUSE}] {TAKEN.strerror}"
+    eventually(lambda: heard.causes == [Cause("EngineCore", said)])
 
 
 def test_progress_bars_are_percents_of_what_they_load(tidings):

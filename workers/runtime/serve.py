@@ -11,6 +11,7 @@ whose requests were in flight.
 
 import asyncio
 import sys
+import time
 import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, TypeVar
@@ -200,7 +201,7 @@ class _Life:
         await asyncio.wait({task}, timeout=within_s)
         if not task.done():
             task.cancel()
-            sys.stderr.write(f"dynorch: {self._config.life}: {name} took over {within_s} s\n")
+            sys.stderr.write(f"dynorch: {self._config.life}: {name} took over {within_s:.3g} s\n")
         elif not task.cancelled() and (error := task.exception()) is not None:
             traceback.print_exception(error)
 
@@ -211,7 +212,11 @@ class _Life:
         self._drain = asyncio.create_task(self._drain_within(deadline_s))
 
     async def _drain_within(self, deadline_s: float) -> None:
-        if not await self._bridge.wait_idle(deadline_s):
+        began = time.monotonic()
+        if await self._bridge.wait_idle(deadline_s):
+            left_s = deadline_s - (time.monotonic() - began)
+            await self._settle(self._engine.wait_fetched(), "what was to be fetched here", left_s)
+        else:
             self._bridge.cancel_all("the drain's deadline has passed")
             await self._bridge.wait_idle()
         self.session.say(messages.Drained(self._config.life))

@@ -86,6 +86,9 @@ class SimEngine:
         if self._stepper.mute:
             await asyncio.get_running_loop().create_future()
 
+    async def wait_fetched(self) -> None:
+        """Return: a simulated request leaves nothing behind."""
+
     async def stop(self, timeout_s: float) -> None:  # noqa: ARG002 - leaving takes no time
         """Leave the gang; nothing else must be freed."""
         if self._rendezvous is not None:

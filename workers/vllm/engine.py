@@ -139,6 +139,15 @@ class VllmEngine:
         """
         await self._engine.collective_rpc("check_health")
 
+    async def wait_fetched(self) -> None:
+        """Wait until EngineCore has nothing more to do; what it has pinned is work, too.
+
+        A prefill's blocks are unpinned when the decode worker has read them, or when their lease
+        ends; until then EngineCore goes on stepping, to hear of it.
+        """
+        if self._config.kind == "prefill":
+            await self._engine.pause_generation(mode="wait", clear_cache=False)
+
     async def stop(self, timeout_s: float) -> None:
         """End the engine's processes; in a thread, for vLLM waits for them synchronously."""
         if self._engine is not None:

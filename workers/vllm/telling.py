@@ -3,7 +3,9 @@
 Two kinds of log records are worth catching while they are made: the marks of progress, and the
 root causes. A log record factory sees every record before any handler and survives vLLM's
 reconfiguration of its loggers. Progress bars tell how far the weights are, and the capture of CUDA
-graphs. Who reaps a child tells how it ended, if it ended badly. Each of these is one short line.
+graphs. Who reaps a child tells how it ended, if it ended badly. A thread that found its port taken
+tells it and ends its process, which would else wait for that thread for ever. Each of these is one
+short line.
 
 Installed in the host before it forks its engine, so that forks have it all; a spawned process
 inherits nothing and is given it by `plugin`. Lines are shorter than PIPE_BUF, so they never mix;
@@ -11,11 +13,14 @@ into a full pipe nothing is written, so nobody ever waits for a host that doesn'
 """
 
 import contextlib
+import errno
 import importlib
 import logging
 import multiprocessing
 import os
 import re
+import sys
+import threading
 from collections.abc import Callable
 from multiprocessing import popen_fork
 from multiprocessing import process as processes
@@ -39,6 +44,7 @@ BARS = (
 )
 """vLLM's progress bars, by what stands in front of them."""
 _LOST_WORKER = re.compile(r"Worker proc (\S+) died unexpectedly \(exit code: (-?\d+)\)")
+_CANT_LISTEN = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
 _FAILED = re.compile(r"(WorkerProc|EngineCore) (failed|encountered a fatal error)")
 
 installed = False
@@ -58,6 +64,7 @@ class Teller:
         installed = True
         logging.setLogRecordFactory(_Factory(logging.getLogRecordFactory(), self.look))
         _watch_exits(self.lost_child)
+        _watch_threads(self.lost_thread)
         _watch_bars(self.bar)
 
     def look(self, record: logging.LogRecord) -> None:
@@ -75,14 +82,24 @@ class Teller:
         elif lost := _LOST_WORKER.search(message):
             self.tell("lost", f"{lost[1]} {lost[2]}")
         elif _FAILED.search(message) and record.exc_info and record.exc_info[1] is not None:
-            error = record.exc_info[1]
-            first = next(iter(str(error).strip().splitlines()), "")
-            self.tell("cause", f"{type(error).__name__}: {first}")
+            self.tell("cause", _first_line(record.exc_info[1]))
 
     def lost_child(self, name: str, exitcode: int) -> None:
         """Pass on that a child of a child of the host ended badly."""
         if os.getpid() != self._host:
             self.tell("lost", f"{name} {exitcode}")
+
+    def lost_thread(self, error: BaseException) -> None:
+        """End this process of the engine if one of its threads couldn't listen.
+
+        vLLM waits without a limit for NIXL's listener to be up, also when the port is taken and
+        the listener has died of that. Its death ends the start; that of its process ends the wait.
+        """
+        if os.getpid() == self._host or getattr(error, "errno", None) not in _CANT_LISTEN:
+            return
+        self.tell("cause", _first_line(error))
+        sys.stderr.flush()
+        os._exit(1)
 
     def bar(self, title: str, done: float, total: float | None) -> None:
         """Pass on how far a progress bar is, if we know what it means."""
@@ -98,6 +115,11 @@ class Teller:
         line = f"{kind}\t{process}\t{' '.join(text.split())}".encode()[:LINE_MAX] + b"\n"
         with contextlib.suppress(OSError):
             os.write(self.fd, line)
+
+
+def _first_line(error: BaseException) -> str:
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first}"
 
 
 def _watch_exits(tell: Callable[[str, int], None]) -> None:
@@ -118,6 +140,18 @@ def _watch_exits(tell: Callable[[str, int], None]) -> None:
         return code
 
     popen_fork.Popen.poll = poll  # type: ignore[method-assign]
+
+
+def _watch_threads(tell: Callable[[BaseException], None]) -> None:
+    """Let each thread tell that dies of an exception, after it was printed as usual."""
+    inner = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        inner(args)
+        if args.exc_value is not None:
+            tell(args.exc_value)
+
+    threading.excepthook = hook
 
 
 def _watch_bars(tell: Callable[[str, float, float | None], None]) -> None:
