@@ -118,13 +118,14 @@ def test_a_drain_has_a_deadline(start, daemon, frontend):
 
 
 def kept(blob):
-    """An engine of whose KV cache something is fetched when a file appears."""
+    """An engine of whose KV cache something is fetched when a signal says so."""
     config = wire_config.decode(blob)
 
     class Prefill(SimEngine):
         async def wait_fetched(self):
-            while not Path(config.state_dir, "fetched").exists():  # noqa: ASYNC110, ASYNC240
-                await asyncio.sleep(0.01)
+            fetched = asyncio.Event()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, fetched.set)
+            await fetched.wait()
 
     return serve(config, Prefill(config))
 
@@ -138,7 +139,7 @@ def test_a_drain_waits_until_the_kv_cache_was_fetched(start, daemon):
     beats = [daemon.wait_for(messages.Beat).seq]
     daemon.wait_for(messages.Beat, lambda beat: beat.seq > beats[0] + 2)
     assert not daemon.said(messages.Drained)
-    Path(worker.config.state_dir, "fetched").touch()
+    os.kill(worker.pid, signal.SIGUSR1)
     daemon.wait_for(messages.Drained)
 
 
