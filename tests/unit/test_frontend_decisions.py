@@ -8,7 +8,6 @@ import pytest
 from orchestrator.wire.routes import Blocked, Route, Routes
 from workers.frontend import options, ports, problems, retries, table
 from workers.frontend.picks import Turns, least_loaded, round_robin
-from workers.frontend.retries import Failure, judge
 
 
 def loads(*inflight: int) -> list[SimpleNamespace]:
@@ -35,28 +34,6 @@ def test_least_loaded_spreads_a_burst():
     for _ in range(8):
         least_loaded(ones, turns)[0].inflight += 1
     assert [one.inflight for one in ones] == [2, 2, 2, 2]
-
-
-def test_a_drained_worker_costs_no_retry():
-    assert judge(Failure.DRAINING, spent=9, retries=0, others=1).again
-    assert judge(Failure.UNSENT, spent=9, retries=0, others=1).again
-
-
-def test_a_worker_that_had_begun_costs_one():
-    assert judge(Failure.LOST, spent=0, retries=1, others=1).again
-    verdict = judge(Failure.LOST, spent=1, retries=1, others=1)
-    assert not verdict.again
-    assert "1 retries are used up" in verdict.reason
-
-
-@pytest.mark.parametrize("failure", Failure)
-def test_nothing_is_retried_without_another_worker(failure):
-    assert not judge(failure, spent=0, retries=9, others=0).again
-
-
-@pytest.mark.parametrize("failure", [Failure.APP_ERROR, Failure.TIMEOUT, Failure.STOPPING])
-def test_what_no_other_would_do_better(failure):
-    assert not judge(failure, spent=0, retries=9, others=9).again
 
 
 def test_a_dead_engine_is_known_by_what_it_answers():
@@ -96,7 +73,9 @@ def test_choose():
 
 
 def test_a_503_says_why_and_when():
-    problem = table.cannot("m", ROUTES.blocked, [table.Note("t/a-0.0#1", "a", ["m"], "is mute")])
+    problem = table.cannot(
+        "m", ROUTES.blocked, [table.Note("t/a-0.0#1", "aggregated", ["m"], "is mute")]
+    )
     assert (problem.status, problem.type) == (503, "service_unavailable")
     assert "t/a-1 is waiting: restarts in 4 s" in problem.message
     assert "t/a-0.0#1: is mute" in problem.message

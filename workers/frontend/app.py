@@ -32,6 +32,7 @@ JSON = (b"content-type", b"application/json")
 READING = frozenset({"GET", "HEAD"})
 BODY_PAUSE_MAX_S = 30.0
 """Longest wait for the next piece of a request's body."""
+_UNCODED = frozenset({b"", b"identity"})
 NO_MODEL = "-"
 """Label of requests that ended before it was known which model they are for."""
 
@@ -141,6 +142,10 @@ class App:
             text = "WebSockets are not served here; use the HTTP API with `stream`."
             await client.refuse(problems.bad_request(text), close=True)
             return NO_MODEL
+        if heading.coding not in _UNCODED:
+            coding = heading.coding.decode("latin-1")
+            await client.refuse(problems.compressed(coding), close=True)
+            return NO_MODEL
         body = await self._read(receive, heading.length, client)
         if body is None:
             client.left_early = True
@@ -160,7 +165,7 @@ class App:
         if sifted.body:
             headers.append((b"content-length", b"%d" % len(sifted.body)))
         ask = Ask(scope["method"], scope["path"], scope["query_string"], headers, sifted.body)
-        await self._relay.carry(ask, model, client)
+        await self._relay.carry(ask, sifted.fields, model, client)
         return model
 
     async def _read(self, receive: Any, length: int, client: Client) -> bytes | Problem | None:
@@ -216,6 +221,8 @@ class App:
             self._upstreams.routes,
             self._upstreams.routable(),
             self._upstreams.notes(),
+            self._upstreams.degraded(),
+            enforce=self._options.kv_transfer.enforce,
             draining=self.draining,
         )
         await client.answer(status, [JSON], msgspec.json.encode(body))

@@ -18,6 +18,9 @@ from workers.frontend.retries import Failure
 ERROR_BODY_MAX = 64 * 1024
 """A 5xx answer is collected up to this size before it is judged."""
 
+WHOLE_MAX = 16 << 20
+"""An answer that only we read may not be longer; prefill's names each block of a prompt."""
+
 
 class Sink(Protocol):
     """What a link feeds with one request's items."""
@@ -110,6 +113,13 @@ class Exchange:
         while not (self.done or self.failure or self.client_gone or self._presentable()):
             await self._wait()
         self.started = True
+
+    async def whole(self) -> None:
+        """Wait until the answer is complete, or won't be, or nobody waits for it."""
+        while not (self.done or self.failure or self.client_gone):
+            await self._wait()
+            if self._size > WHOLE_MAX:
+                self.fail(Failure.APP_ERROR, f"its answer is longer than {WHOLE_MAX} bytes")
 
     async def changed(self) -> None:
         """Wait until there is something to write, or to stop for."""

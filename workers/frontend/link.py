@@ -76,6 +76,11 @@ class Link:
         self._ask_again_s = ASK_AGAIN_S
 
     @property
+    def life(self) -> str:
+        """The life at the other end."""
+        return self.route.life
+
+    @property
     def inflight(self) -> int:
         """Requests whose end the worker hasn't said yet, cancelled ones included."""
         return len(self._sinks)

@@ -106,7 +106,7 @@ class Frontend:
         self._stop = asyncio.Event()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._upstreams = Upstreams(self._context, config.life, options.routing, self._on_answering)
-        metrics = Metrics(config.life, self._upstreams.routable)
+        metrics = Metrics(config.life, self._upstreams.routable, self._upstreams.degraded)
         self._relay = Relay(self._upstreams, metrics, options)
         self._app = App(self._upstreams, self._relay, metrics, options)
         self._listener = Listener(self._app, sock, 2 * options.requests_max + 64)

@@ -57,11 +57,20 @@ class Replicas:
 
 
 class Metrics:
-    """One registry and everything in it. `routable` tells the routable workers per model."""
+    """One registry and everything in it.
 
-    def __init__(self, life: str, routable: Callable[[], dict[str, int]]) -> None:
+    `routable` tells the routable workers per model, `degraded_models` those without prefill.
+    """
+
+    def __init__(
+        self,
+        life: str,
+        routable: Callable[[], dict[str, int]],
+        degraded_models: Callable[[], list[str]] = list,
+    ) -> None:
         self._registry = CollectorRegistry()
         self._routable = routable
+        self._degraded_models = degraded_models
         requests = self._counter(
             "requests_total", "Requests answered; code 499 is a client that left", "model", "code"
         )
@@ -85,6 +94,23 @@ class Metrics:
         self.stripped = self._counter(
             "stripped_requests_total", "Requests that tried to set what only the frontend may"
         )
+        self._prefill = self._histogram(
+            "prefill_duration_seconds", "From a request's way to prefill to prefill's whole answer"
+        )
+        tickets = self._counter(
+            "tickets_total",
+            "Tickets from prefill: issued, used, dropped (the client left), expired, orphaned (who "
+            "issued it had gone)",
+            "fate",
+        )
+        degraded = self._counter(
+            "degraded_requests_total",
+            "Requests whose prompt decode had to read itself, by reason",
+            "reason",
+        )
+        self._degraded = self._gauge(
+            "degraded", "1 for each model with prefill workers of which none can be used", "model"
+        )
         self._inflight = self._gauge("inflight_requests", "Requests open now")
         self._workers = self._gauge("routable_workers", "Workers it may send to", "model")
         self._gauge("up", "1 while it runs").set(1)
@@ -92,6 +118,8 @@ class Metrics:
         self._ended = lru_cache(1024)(requests.labels)
         self._times = lru_cache(256)(self._labels_of_times)
         self.pick = lru_cache(64)(picks.labels)
+        self.ticket = lru_cache(16)(tickets.labels)
+        self.degraded = lru_cache(16)(degraded.labels)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, text + ALONE, labels, registry=self._registry)
@@ -127,6 +155,10 @@ class Metrics:
         """Count one more attempt for a request."""
         self._retries.labels(reason).inc()
 
+    def prefilled(self, model: str, duration_s: float) -> None:
+        """Count one answer of prefill."""
+        self._prefill.labels(model).observe(duration_s)
+
     def broke(self, reason: str) -> None:
         """Count an answer that the client has only a part of."""
         self._broken.labels(reason).inc()
@@ -136,4 +168,7 @@ class Metrics:
         self._workers.clear()
         for model, count in self._routable().items():
             self._workers.labels(model).set(count)
+        self._degraded.clear()
+        for model in self._degraded_models():
+            self._degraded.labels(model).set(1)
         return generate_latest(self._registry)

@@ -16,7 +16,11 @@ Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class KvTransfer(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """How long prefill keeps blocks for decode; whether decode may serve without any prefill."""
+    """How prompts get from prefill to decode, if the topology has both.
+
+    `lease_s`: how long prefill keeps blocks that nobody fetched. `enforce`: decode may not read
+    prompts by itself.
+    """
 
     lease_s: Seconds = msgspec.field(default=120.0, name="lease")
     enforce: bool = False
@@ -36,7 +40,7 @@ class Options(
 
     host: str = "127.0.0.1"
     port: Port = 8000
-    routing: Literal["round-robin", "least-loaded"] = "round-robin"
+    routing: Literal["round-robin", "least-loaded", "prefix"] = "round-robin"
     body_max: Positive = 32 * MIB
     requests_max: Positive = 4096
     retries: Annotated[int, msgspec.Meta(ge=0)] = 1
@@ -45,7 +49,7 @@ class Options(
     hold_s: Annotated[float, msgspec.Meta(ge=0)] = msgspec.field(default=30.0, name="hold")
     drain_timeout_s: Seconds = msgspec.field(default=30.0, name="drain-timeout")
     topology: str = ""
-    kv_transfer: KvTransfer | None = None
+    kv_transfer: KvTransfer = KvTransfer()
 
 
 class OptionsError(Exception):

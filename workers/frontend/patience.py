@@ -11,14 +11,13 @@ than `hold`.
 import asyncio
 
 from workers.frontend.client import Client
-from workers.frontend.retries import Failure
+from workers.frontend.course import Stage
+from workers.frontend.retries import LEAVING, Failure
 from workers.frontend.upstreams import Upstreams
 
 TABLE_S = 1.0
 """A worker that refuses because it drains may be quicker than the table that says why; and one that
 is back is in the table a moment before it is connected."""
-LEAVING = frozenset({Failure.DRAINING, Failure.UNSENT})
-"""Failures that such a table may explain."""
 
 
 class Patience:
@@ -32,21 +31,23 @@ class Patience:
         self._returned_at: dict[str, float] = {}
         upstreams.on_change = self.wake
 
-    def may_help(self, model: str, failure: Failure) -> bool:
+    def may_help(self, model: str, stage: Stage, failure: Failure) -> bool:
         """Whether somebody who isn't there may serve a request that failed like this."""
-        return failure in LEAVING or self._upstreams.returning(model)
+        return failure in LEAVING or self._upstreams.returning(model, stage)
 
     def until(self, began: float, deadline: float | None) -> float:
         """When a request that came at `began` has waited long enough."""
         return min(began + self._hold_s, deadline or began + self._hold_s)
 
-    async def wait(self, model: str, client: Client, until: float, failed_at: float) -> bool:
+    async def wait(
+        self, model: str, stage: Stage, client: Client, until: float, failed_at: float
+    ) -> bool:
         """Wait until things are different; False when there is nothing to wait for.
 
         `failed_at`: when a worker refused this request because it leaves; long ago if none did.
         """
         loop = asyncio.get_running_loop()
-        returning = self._upstreams.returning(model)
+        returning = self._upstreams.returning(model, stage)
         if not returning:
             seen_at = max(failed_at, self._returned_at.get(model, failed_at))
             until = min(until, seen_at + TABLE_S)

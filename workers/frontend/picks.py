@@ -49,4 +49,9 @@ def least_loaded(candidates: Sequence[L], turns: Turns) -> tuple[L, str]:
     return best, "fewest in flight" if equal == 1 else "its turn among the least loaded"
 
 
-POLICIES = {"round-robin": round_robin, "least-loaded": least_loaded}
+POLICIES = {
+    "round-robin": round_robin,
+    "least-loaded": least_loaded,
+    # Where the prompt has been read already, for what reads prompts; see `prefix`.
+    "prefix": least_loaded,
+}

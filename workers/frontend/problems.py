@@ -54,6 +54,12 @@ def too_slow(pause_max_s: float) -> Problem:
     return Problem(408, "TimeoutError", f"No byte of the request body came for {pause_max_s:g} s.")
 
 
+def compressed(coding: str) -> Problem:
+    """Say that the body can't be examined as it is, so nobody gets it."""
+    text = f"A request body with content-encoding `{coding}` is not taken: send it uncompressed."
+    return Problem(415, "UnsupportedMediaTypeError", text)
+
+
 def too_many(requests_max: int) -> Problem:
     """Say that as many requests are open as may be."""
     text = f"{requests_max} requests are open, as many as may be ([frontend] requests-max)."

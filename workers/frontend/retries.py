@@ -1,9 +1,8 @@
-"""What to do about an attempt that failed before the client has seen a byte.
+"""How an attempt on one worker fails before the client has seen a byte, and what that means.
 
 One table, keyed by what happened. Two questions decide: has the worker begun (then it may have
 died of this very request, and sending it on endangers the next one: that is what the `retries`
-budget is for), and would another worker do any better. Each worker is asked at most once per
-request, so a request always ends.
+budget is for), and would another worker do any better. What follows, `course` says.
 """
 
 import enum
@@ -44,6 +43,8 @@ RULES: dict[Failure, Rule] = {
     Failure.SLOW_READER: Rule(elsewhere=False, costs=True),
 }
 assert set(RULES) == set(Failure)
+LEAVING = frozenset({Failure.DRAINING, Failure.UNSENT})
+"""The worker is about to go; the table that says so may still be on its way."""
 
 FROM_WIRE = {
     "draining": Failure.DRAINING,
@@ -53,25 +54,6 @@ FROM_WIRE = {
 """`wire.plane.Fail.code` as a failure; a code we don't know counts as `app-error`."""
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """Send it to another worker, or answer with the failure; and why."""
-
-    again: bool
-    reason: str
-
-
-def judge(failure: Failure, *, spent: int, retries: int, others: int) -> Verdict:
-    """Decide. `spent`: budget used so far; `others`: routable workers not asked yet."""
-    rule = RULES[failure]
-    if not rule.elsewhere:
-        return Verdict(again=False, reason=failure.value)
-    if others == 0:
-        return Verdict(again=False, reason=f"{failure.value}, and no other serves this model")
-    if rule.costs and spent >= retries:
-        return Verdict(again=False, reason=f"{failure.value}, and {retries} retries are used up")
-    return Verdict(again=True, reason=failure.value)
-
-
 _DEAD = (b"EngineCore encountered an issue", b"EngineDeadError")
 """What vLLM answers when its engine has died: the process lives on for seconds and fails all."""
 _ERROR_EVENT = b'data: {"error"'
@@ -79,5 +61,9 @@ _ERROR_EVENT = b'data: {"error"'
 
 def engine_died(status: int, opening: bytes) -> bool:
     """Whether an answer's first bytes say that the engine is dead: a 5xx, or a stream's error."""
-    suspect = status >= 500 or opening.startswith(_ERROR_EVENT)
-    return suspect and any(sign in opening for sign in _DEAD)
+    return broken(status, opening) and any(sign in opening for sign in _DEAD)
+
+
+def broken(status: int, opening: bytes) -> bool:
+    """Whether an answer is the worker's own failure: a 5xx, or a stream that begins with one."""
+    return status >= 500 or opening.startswith(_ERROR_EVENT)

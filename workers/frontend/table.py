@@ -5,7 +5,7 @@ adds what only it knows (a worker in the table that it has no connection to). Ev
 `/health` answer is made from these two and nothing else.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -15,6 +15,7 @@ from workers.frontend.problems import Problem, bad_request, not_found, unavailab
 
 SERVING = frozenset({"aggregated", "decode"})
 """Kinds of role that a client's request may be sent to; prefill is a stage of it, not its goal."""
+PREFILL = frozenset({"prefill"})
 SENTENCES_MAX = 4
 """Reasons told in one error message; the rest is counted."""
 
@@ -23,7 +24,7 @@ class Note(msgspec.Struct, frozen=True):
     """A worker that the table offers and this frontend can't use, and why."""
 
     life: str
-    role: str
+    kind: str
     models: list[str]
     sentence: str
 
@@ -55,28 +56,65 @@ def choose(model: str | None, known: list[str]) -> str | Problem:
     return model
 
 
-def sentences(model: str, blocked: list[Blocked], notes: list[Note]) -> list[str]:
+def two_stage_models(routes: Routes) -> frozenset[str]:
+    """Return the models that have prefill workers, usable now or not."""
+    live = [route.models for route in routes.routes if route.kind in PREFILL]
+    missing = [blocked.models for blocked in routes.blocked if blocked.kind in PREFILL]
+    return frozenset(name for models in [*live, *missing] for name in models)
+
+
+def sentences(
+    model: str, blocked: list[Blocked], notes: list[Note], kinds: frozenset[str] = SERVING
+) -> list[str]:
     """Return one sentence for each replica or worker of `model` that can't serve."""
     lines = [
-        f"{one.replica} is {one.phase}: {one.reason}" for one in blocked if model in one.models
+        f"{one.replica} is {one.phase}: {one.reason}"
+        for one in blocked
+        if model in one.models and one.kind in kinds
     ]
-    return lines + [f"{one.life}: {one.sentence}" for one in notes if model in one.models]
+    return lines + [
+        f"{one.life}: {one.sentence}" for one in notes if model in one.models and one.kind in kinds
+    ]
 
 
-def cannot(model: str, blocked: list[Blocked], notes: list[Note]) -> Problem:
+def cannot(
+    model: str, blocked: list[Blocked], notes: list[Note], kinds: frozenset[str] = SERVING
+) -> Problem:
     """Explain why nobody serves a model that exists, and when to ask again."""
-    lines = sentences(model, blocked, notes) or ["no worker for it is in the routing table"]
-    more = len(lines) - SENTENCES_MAX
-    shown = lines[:SENTENCES_MAX] + ([f"and {more} more"] if more > 0 else [])
-    waits = [one.retry_after_s for one in blocked if model in one.models]
-    text = f"The model `{model}` can't be served now. {'; '.join(shown)}."
+    lines = sentences(model, blocked, notes, kinds)
+    waits = [one.retry_after_s for one in blocked if model in one.models and one.kind in kinds]
+    text = f"The model `{model}` can't be served now. {_some(lines)}."
+    if kinds is PREFILL:
+        text += " Decode workers may not read prompts by themselves ([kv-transfer] enforce)."
     return unavailable(text, min(waits, default=1.0))
 
 
+def alone(model: str, blocked: list[Blocked], notes: list[Note]) -> str:
+    """Say that decode does prefill's work, and why; a sentence without its full stop."""
+    why = _some(sentences(model, blocked, notes, PREFILL))
+    return f"no prefill worker for `{model}`, so decode reads its prompts too: {why}"
+
+
+def _some(lines: list[str]) -> str:
+    """Return the first few sentences, and how many more there are."""
+    more = len(lines) - SENTENCES_MAX
+    shown = lines[:SENTENCES_MAX] + ([f"and {more} more"] if more > 0 else [])
+    return "; ".join(shown) or "no worker for it is in the routing table"
+
+
 def health(
-    routes: Routes | None, routable: dict[str, int], notes: list[Note], *, draining: bool
+    routes: Routes | None,
+    routable: dict[str, int],
+    notes: list[Note],
+    degraded: Sequence[str] = (),
+    *,
+    enforce: bool = False,
+    draining: bool,
 ) -> tuple[int, dict[str, Any]]:
-    """Return status and body of `/health`: 200 while every model has a routable worker."""
+    """Return status and body of `/health`: 200 while every model has a routable worker.
+
+    `degraded`: models whose prefill workers are all out of reach; with `enforce` that's an outage.
+    """
     if routes is None:
         return 503, {"status": "unhealthy", "reason": "no routing table yet"}
     models = {
@@ -98,7 +136,12 @@ def health(
         body |= {"status": "unhealthy", "reason": "no model is served"}
     elif missing:
         body |= {"status": "unhealthy", "reason": f"no routable worker for {_names(missing)}"}
-    return (200 if body["status"] == "healthy" else 503), body
+    elif degraded and enforce:
+        body |= {"status": "unhealthy", "reason": f"no prefill worker for {_names(degraded)}"}
+    elif degraded:
+        reasons = [alone(model, routes.blocked, notes) for model in degraded]
+        body |= {"status": "degraded", "reason": "; ".join(reasons)}
+    return (200 if body["status"] in {"healthy", "degraded"} else 503), body
 
 
 def _roles(routes: Routes, notes: list[Note]) -> dict[str, Any]:
@@ -115,5 +158,5 @@ def _roles(routes: Routes, notes: list[Note]) -> dict[str, Any]:
     return roles
 
 
-def _names(models: list[str]) -> str:
+def _names(models: Sequence[str]) -> str:
     return ", ".join(f"`{model}`" for model in models)

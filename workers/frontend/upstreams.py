@@ -7,17 +7,51 @@ a change has really reached the clients.
 
 import itertools
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Any
+
+import msgspec
 
 from orchestrator.wire.routes import Routes
 from orchestrator.wire.sockets import Context
 from workers.frontend import table
+from workers.frontend.course import Stage
 from workers.frontend.link import Link, State
 from workers.frontend.picks import POLICIES, Turns
+from workers.frontend.prefix import Chain, Prefixes
 from workers.frontend.problems import Problem, unavailable
 
 TURNS_MAX = 1024
 """Models whose rotation is remembered; with more, all rotations start anew."""
+
+
+KINDS = {
+    Stage.PREFILL: table.PREFILL,
+    Stage.DECODE: frozenset({"decode"}),
+    Stage.ALONE: table.SERVING,
+}
+"""Whom each stage of a request may be sent to."""
+
+
+class _Pool(msgspec.Struct):
+    """The workers of one model that can be used now, by stage."""
+
+    prefill: list[Link] = []
+    decode: list[Link] = []
+    alone: list[Link] = []
+
+    def of(self, stage: Stage) -> list[Link]:
+        if stage is Stage.ALONE:
+            return self.alone
+        return self.decode if stage is Stage.DECODE else self.prefill
+
+    def add(self, link: Link) -> None:
+        for stage, kinds in KINDS.items():
+            if link.route.kind in kinds:
+                self.of(stage).append(link)
+
+
+_NO_POOL = _Pool()
 
 
 class Upstreams:
@@ -40,8 +74,10 @@ class Upstreams:
         self._sockets = itertools.count(1)
         self._links: dict[str, Link] = {}
         self._leaving: set[Link] = set()
-        self._turns: dict[str, Turns] = {}
-        self._candidates: dict[str, list[Link]] = {}
+        self._turns: dict[tuple[str, Stage], Turns] = {}
+        self._prefixes = Prefixes() if policy == "prefix" else None
+        self._pools: dict[str, _Pool] = {}
+        self._two_stages: frozenset[str] = frozenset()
         self._known: list[str] = []
 
     def apply(self, routes: Routes) -> bool:
@@ -49,9 +85,12 @@ class Upstreams:
         if self.routes is not None and routes.version < self.routes.version:
             return False
         self.routes = routes
-        wanted = {route.life: route for route in routes.routes if route.kind in table.SERVING}
+        self._two_stages = table.two_stage_models(routes)
+        wanted = {route.life: route for route in routes.routes}
         for life in [life for life in self._links if life not in wanted]:
             gone = self._links.pop(life)
+            if self._prefixes is not None:
+                self._prefixes.forget(life)
             self._leaving.add(gone)
             gone.leave()
         for life, route in wanted.items():
@@ -76,58 +115,89 @@ class Upstreams:
 
     def choose(self, model: str | None) -> str | Problem:
         """Return the model that a request means, or why there is none."""
-        if model is not None and model in self._candidates:
+        if model is not None and model in self._pools and self._pools[model].alone:
             return model
         if self.routes is None:
             return unavailable("The routing table hasn't arrived yet.")
         return table.choose(model, self._known)
 
-    def pick(self, model: str, tried: set[str]) -> tuple[Link, str] | None:
-        """Return a routable worker that isn't in `tried`, and the reason; None if there is none."""
-        candidates = self._candidates.get(model, [])
+    def pick(
+        self, model: str, stage: Stage, tried: AbstractSet[str], beginnings: Chain = ()
+    ) -> tuple[Link, str] | None:
+        """Return a usable worker that isn't in `tried`, and the reason; None if there is none.
+
+        `beginnings`: the prompt's, where the routing asks who has read them.
+        """
+        candidates = self._pools.get(model, _NO_POOL).of(stage)
         if tried:
-            candidates = [link for link in candidates if link.route.life not in tried]
+            candidates = [link for link in candidates if link.life not in tried]
         if not candidates:
             return None
-        turns = self._turns.get(model)
+        turns = self._turns.get((model, stage))
         if turns is None:
             if len(self._turns) >= TURNS_MAX:
                 self._turns.clear()
-            turns = self._turns.setdefault(model, Turns())
+            turns = self._turns.setdefault((model, stage), Turns())
+        if self._prefixes is not None and stage is not Stage.DECODE:
+            return self._prefixes.pick(candidates, turns, beginnings)
         return self._policy(candidates, turns)
 
-    def others(self, model: str, tried: set[str]) -> int:
-        """Count the routable workers that aren't in `tried`."""
-        return sum(link.route.life not in tried for link in self._candidates.get(model, []))
+    @property
+    def by_prefix(self) -> bool:
+        """Whether picks depend on how a prompt begins."""
+        return self._prefixes is not None
 
-    def returning(self, model: str) -> bool:
-        """Say whether somebody who serves `model` was asked to restart, and isn't back yet."""
+    def others(self, model: str, stage: Stage, tried: AbstractSet[str]) -> int:
+        """Count the usable workers that aren't in `tried`."""
+        return sum(link.life not in tried for link in self._pools.get(model, _NO_POOL).of(stage))
+
+    def alive(self, life: str) -> bool:
+        """Whether a life is in the table and its connection stands."""
+        link = self._links.get(life)
+        return link is not None and link.usable
+
+    def in_two_stages(self, model: str) -> bool:
+        """Whether requests for `model` go through prefill, if they can: it has such workers."""
+        return model in self._two_stages or bool(self._pools.get(model, _NO_POOL).prefill)
+
+    def degraded(self) -> list[str]:
+        """Return the models whose prompts decode reads itself: no prefill worker can be used."""
+        return sorted(
+            model
+            for model in self._two_stages & self._pools.keys()
+            if self._pools[model].decode and not self._pools[model].prefill
+        )
+
+    def returning(self, model: str, stage: Stage = Stage.ALONE) -> bool:
+        """Say whether somebody for that stage was asked to restart, and isn't back yet."""
         blocked = self.routes.blocked if self.routes is not None else []
-        return any(one.returns and model in one.models for one in blocked)
+        kinds = KINDS[stage]
+        return any(one.returns and model in one.models and one.kind in kinds for one in blocked)
 
-    def explain(self, model: str) -> Problem:
+    def explain(self, model: str, stage: Stage = Stage.ALONE) -> Problem:
         """Say why nobody serves `model` now."""
         assert self.routes is not None
-        return table.cannot(model, self.routes.blocked, self.notes())
+        kinds = table.PREFILL if stage is Stage.PREFILL else table.SERVING
+        return table.cannot(model, self.routes.blocked, self.notes(), kinds)
 
     def notes(self) -> list[table.Note]:
         """Return a sentence for each worker in the table that can't be used from here."""
         return [
-            table.Note(life, link.route.role, _models(link), f"this frontend {_trouble(link)}")
+            table.Note(life, link.route.kind, _models(link), f"this frontend {_trouble(link)}")
             for life, link in self._links.items()
             if not link.usable
         ]
 
     def routable(self) -> dict[str, int]:
         """Count the routable workers of every model there is."""
-        return {model: len(self._candidates.get(model, [])) for model in self._known}
+        return {model: len(self._pools.get(model, _NO_POOL).alone) for model in self._known}
 
     def cards(self) -> list[dict[str, Any]]:
-        """Return what the workers say of their models: one entry per model, routable ones only."""
+        """Return what those who serve say of their models: one entry per model, if routable."""
         engine = self.routes.engine if self.routes is not None else ""
         merged: dict[str, dict[str, Any]] = {}
         for link in self._links.values():
-            if link.usable:
+            if link.usable and link.route.kind in table.SERVING:
                 for card in link.cards:
                     merged.setdefault(card["id"], {**card, "engine": card.get("engine", engine)})
         return list(merged.values())
@@ -139,15 +209,18 @@ class Upstreams:
 
     def _rebuild(self) -> None:
         """Draw up who serves what, so that a pick is one look-up."""
-        candidates: dict[str, list[Link]] = {}
+        pools: dict[str, _Pool] = {}
         for link in self._links.values():
             if link.usable:
                 for model in _models(link):
-                    candidates.setdefault(model, []).append(link)
-        self._candidates = candidates
+                    if model not in pools:
+                        pools[model] = _Pool()
+                    pools[model].add(link)
+        self._pools = pools
         if self.routes is None:
             return
-        self._known = table.known_models(self.routes, candidates)
+        served = [model for model, pool in pools.items() if pool.alone]
+        self._known = table.known_models(self.routes, served)
         if self.on_change is not None:
             self.on_change()
         settled = all(link.usable for link in self._links.values())
