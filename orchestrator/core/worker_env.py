@@ -20,8 +20,9 @@ NOT_FOR_ENGINES = frozenset(
         "VLLM_API_KEY",
         # A shared directory mixes the metrics of all workers.
         "PROMETHEUS_MULTIPROC_DIR",
-        # Every engine would scan upwards from the same port.
-        "VLLM_PORT",
+        # Every engine would scan upwards from the same port. None needs it: vLLM binds the ports of
+        # its ranks at once, and those that we choose have flags and variables of their own.
+        *owned.ENGINE_ENV,
         "VLLM_LOGGING_CONFIG_PATH",
         # Left over from whatever launched the daemon.
         "RANK",

@@ -22,6 +22,7 @@ from orchestrator.core.probe import Probe
 from orchestrator.core.state import State
 from orchestrator.daemon import bonds, policies
 from orchestrator.daemon.unit import Unit, UnitSpec
+from orchestrator.topology.checks.processes import listeners
 from orchestrator.topology.probes import Liveness, Readiness
 from orchestrator.topology.processes import Process
 from orchestrator.topology.roles import EngineChoice, EngineRole
@@ -145,7 +146,7 @@ class Deployment:
     @property
     def ports(self) -> set[int]:
         """Every port that the file names."""
-        return {port for worker in self.plan.workers for port in worker.ports.values() if port}
+        return {port for _, _, port in listeners(self.topology)}
 
     @property
     def endpoint(self) -> str:

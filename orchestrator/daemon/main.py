@@ -117,7 +117,7 @@ class Daemon:
             self._unreadable,
         )
         self._ports = PortTable(run_dir.ports, write_atomically, self._wanted_ports)
-        self._desk = PortDesk(self._ports)
+        self._desk = PortDesk(self._ports, self._moved)
         self._launcher = Launcher(
             run_dir, self._nursery.zygote, self._reaper, self._control, self._post,
             ports=self._desk, on_said=self._said,
@@ -159,6 +159,9 @@ class Daemon:
 
     def _wanted_ports(self) -> set[int]:
         return {port for found in self._deployments.by_name.values() for port in found.ports}
+
+    def _moved(self, life: LifeId, reason: str, detail: dict[str, str]) -> None:
+        self._publisher.event(life, "port-moved", reason=reason, detail=detail)
 
     def _said(self, unit: Unit, life: LifeId, said: Said) -> None:
         self._notices.take(unit, life, said)

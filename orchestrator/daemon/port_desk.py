@@ -1,13 +1,14 @@
 """Which ports a worker is born with: its own for as long as it exists, its gang's for one life.
 
 A worker's own ports (`side-channel`) are the same in each of its lives, so whoever remembers them
-is right again after a restart. Where a gang meets is another port in each incarnation: an old rank
+is right again after a restart, unless a stranger listens there meanwhile: then it gets others, and
+an event says so. Where a gang meets is another port in each incarnation: an old rank
 that still knocks must not be let in. It is taken with the first member's birth and rests when the
 last member's tree is empty. What lives knows its ports by their owners' names, so a daemon that
 takes over finds them again.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from orchestrator.core.plan import RENDEZVOUS, PlannedWorker
 from orchestrator.daemon.unit import Unit
@@ -28,24 +29,37 @@ def owner_of(life: LifeId, name: str) -> str:
     return gang_of(life) if name == RENDEZVOUS else f"{life.worker}:{name}"
 
 
+Tell = Callable[[LifeId, str, dict[str, str]], None]
+"""Told of a life whose port isn't its last one's: the reason, and details."""
+
+
 class PortDesk:
     """The ports of all workers."""
 
-    def __init__(self, table: PortTable) -> None:
+    def __init__(self, table: PortTable, tell: Tell) -> None:
         self._table = table
+        self._tell = tell
 
     def assign(self, unit: Unit, life: LifeId, planned: PlannedWorker) -> dict[str, int]:
         """Give a worker that is to be born its ports, by name.
 
         NoPortError: there are none.
         """
-        given = {
-            name: self._table.take(owner_of(life, name), planned.port_counts.get(name, 1))
-            for name, port in planned.ports.items()
-            if not port
-        }
+        chosen = [name for name, port in planned.ports.items() if not port]
+        given = {name: self._port(life, name, planned.port_counts.get(name, 1)) for name in chosen}
         self._show(unit, life, given)
         return given
+
+    def _port(self, life: LifeId, name: str, count: int) -> int:
+        owner = owner_of(life, name)
+        if name == RENDEZVOUS:
+            return self._table.take(owner)
+        before = self._table.of(owner)
+        port, why = self._table.renew(owner, count)
+        if why:
+            reason = f"{why}, which was this worker's {name}; it is {port} from now on"
+            self._tell(life, reason, {name: str(port), "was": str(before)})
+        return port
 
     def gang(self, unit: Unit, life: LifeId, given: Mapping[str, int]) -> Gang | None:
         """Say where its gang meets; None if it has no gang."""

@@ -7,12 +7,17 @@ socket has SO_REUSEADDR, and so has the listener of every rendezvous and side ch
 only *after* its own bind, which therefore fails where anybody at all has the port, and another
 daemon's held socket counts.
 
+A worker keeps its ports from life to life. Before each life somebody looks whether a stranger
+listens on one meanwhile, as anybody may who has SO_REUSEADDR too, or who came while there was no
+daemon. Then the worker moves, and why is told.
+
 A released port rests for a minute: connections of the old life may still be timing out, and a peer
 that hasn't heard of its end may still knock. Ports go round, so the next one is another one anyway.
 They come from below the range that the kernel gives to clients, or else an outgoing connection
 could take one. The table is a file: the next daemon knows what is taken and what rests.
 """
 
+import contextlib
 import errno
 import socket
 import time
@@ -22,7 +27,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrator.host.ports import holder
+from orchestrator.host.ports import holder, trouble_with
 from orchestrator.host.procfs import boot_id
 
 REST_S = 60.0
@@ -125,6 +130,22 @@ class PortTable:
             refused = refused or trouble
         raise NoPortError(self._exhausted(refused, count))
 
+    def renew(self, owner: str, count: int = 1) -> tuple[int, str]:
+        """Like `take`, for another life of this owner: also why its ports are others, if they are.
+
+        Nobody of it is left, so whoever listens there is a stranger.
+        """
+        mine = sorted(self._all_of(owner))
+        if len(mine) != count:
+            return self.take(owner, count), ""
+        trouble = next(filter(None, map(trouble_with, mine)), "")
+        if trouble:
+            self.release(owner)
+            return self.take(owner, count), trouble
+        if owner not in self._held:  # the daemon before held them
+            self._held[owner] = [_share(port) for port in mine]
+        return mine[0], ""
+
     def release(self, owner: str) -> None:
         """Let this owner's ports rest: no process of it is left."""
         ports = self._all_of(owner)
@@ -205,6 +226,15 @@ def _bind_all(block: range) -> tuple[list[socket.socket], int]:
             return [], port
         held.append(one)
     return held, 0
+
+
+def _share(port: int) -> socket.socket:
+    """Hold a port that was found without a listener; connections of an old life don't count."""
+    held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with contextlib.suppress(OSError):  # somebody was faster; the worker will say so
+        held.bind(("0.0.0.0", port))  # noqa: S104 - any listener is found, not served
+    return held
 
 
 def _bind(port: int) -> socket.socket | None:

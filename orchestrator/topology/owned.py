@@ -11,10 +11,15 @@ ENV = {
     "CUDA_DEVICE_ORDER": "the placement sets it; leave it out",
     "SPT_NOENV": "the supervision needs it; leave it out",
     "TMPDIR": "each incarnation has its own; leave it out",
-    "VLLM_NIXL_SIDE_CHANNEL_PORT": "each worker has its own, from the port table; leave it out",
     "VLLM_RPC_BASE_PATH": "each incarnation has its own; leave it out",
 }
 """Variable -> why, and what would be right."""
+ENGINE_ENV = {
+    "VLLM_NIXL_SIDE_CHANNEL_PORT": "each worker has its own, from the port table; leave it out",
+    "VLLM_PORT": "engines that look for ports from the same one on take them from each other; "
+    "leave it out",
+}
+"""The same, for engine roles; a plain command may set them."""
 
 _NO_PORT = "a worker has no HTTP port of its own; [frontend] has host and port"
 _RANKS = "the ranks of a gang are numbered by dynorch; write data-parallel"
@@ -56,8 +61,11 @@ VLLM_FLAGS = {
 """Flag -> why, and what would be right."""
 
 
-def env_refusal(name: str) -> str | None:
-    """Why a topology may not set this variable, and what would be right; None if it may."""
+def env_refusal(name: str, *, engine: bool) -> str | None:
+    """Why a topology may not set this variable, and what would be right; None if it may.
+
+    `engine`: it would reach an engine's worker.
+    """
     if name.startswith(ENV_PREFIX):
         return f"names that begin with {ENV_PREFIX} are dynorch's own; rename it"
-    return ENV.get(name)
+    return ENV.get(name) or (ENGINE_ENV.get(name) if engine else None)

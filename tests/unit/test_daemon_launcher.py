@@ -1,6 +1,8 @@
 """Orders to shims and zygotes: each answered by one event, whatever goes wrong."""
 
 import asyncio
+import os
+import socket
 from types import SimpleNamespace
 
 import pytest
@@ -41,8 +43,10 @@ class Yard:
         self.forgotten: list[str] = []
         self.no_zygote: ZygoteError | None = None
         self.ports = PortTable(stage.run_dir.ports, write_atomically)
+        self.moved: list[tuple] = []
+        self.desk = PortDesk(self.ports, lambda *moved: self.moved.append(moved))
         self.launcher = Launcher(
-            stage.run_dir, self.zygotes, None, self, self.post, ports=PortDesk(self.ports),
+            stage.run_dir, self.zygotes, None, self, self.post, ports=self.desk,
             on_said=lambda *said: self.said.append(said),
         )  # fmt: skip
 
@@ -153,12 +157,26 @@ def test_a_worker_s_own_port_is_the_same_in_each_of_its_lives(yard):
     assert one.gang.port == one.ports["rendezvous"]
 
 
+def test_a_worker_whose_port_a_stranger_took_gets_another_and_an_event_says_so(yard):
+    yard.stage.up(PAIR)
+    unit = yard.stage.unit("pd/prefill-0")
+    (planned,) = unit.spec.members
+    port = yard.desk.assign(unit, unit.id.life(0, 1), planned)["side-channel"]
+    with socket.create_server(("127.0.0.1", port)):
+        other = yard.desk.assign(unit, unit.id.life(0, 2), planned)["side-channel"]
+    ((life, reason, detail),) = yard.moved
+    assert str(life) == "pd/prefill-0.0#2"
+    assert reason.startswith(f"port {port} is in use by pid {os.getpid()} (")
+    assert reason.endswith(f", which was this worker's side-channel; it is {other} from now on")
+    assert detail == {"side-channel": str(other), "was": str(port)}
+
+
 def test_the_ports_of_replicas_that_are_gone_rest(yard):
     yard.stage.up(PAIR)
     units = [yard.stage.unit(name) for name in ("pd/prefill-0", "pd/decode-0")]
     for unit in units:
         yard.perform(str(unit.id), a.Spawn(0, 1))
-    desk = PortDesk(yard.ports)
+    desk = yard.desk
     own = {"pd/prefill-0.0:side-channel", "pd/decode-0.0:side-channel"}
     assert yard.ports.owners() == {*own, "pd/decode-0#1"}
     desk.keep([], units)
@@ -173,14 +191,14 @@ def test_an_adopted_life_shows_its_ports_again(yard):
     yard.stage.up(PAIR)
     unit = yard.stage.unit("pd/decode-0")
     life = unit.life(1)
-    given = PortDesk(yard.ports).assign(unit, life, unit.spec.members[1])
+    given = yard.desk.assign(unit, life, unit.spec.members[1])
     unit.heard.clear()
-    PortDesk(yard.ports).show(unit, life)
+    yard.desk.show(unit, life)
     assert unit.of(life).ports == given
 
 
 def test_without_a_free_port_nobody_of_a_gang_is_born(yard, monkeypatch):
-    def full(owner, count):
+    def full(owner, count=1):
         raise NoPortError("no free port from 1 to 2")
 
     monkeypatch.setattr(yard.ports, "take", full)

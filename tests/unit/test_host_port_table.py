@@ -18,8 +18,11 @@ class Tables:
         self.folder = folder
         self.now_s = 100.0
         self.made: list[PortTable] = []
-        first = free_block(4)
-        self.span = range(first, first + 4)
+        self.widen(4)
+
+    def widen(self, count: int) -> None:
+        first = free_block(count)
+        self.span = range(first, first + count)
 
     def make(self, name: str = "ports.json", wanted=tuple) -> PortTable:
         table = PortTable(
@@ -110,6 +113,73 @@ def test_a_released_port_rests_for_a_minute(tables):
         table.take("a#5")
     tables.now_s += REST_S + 1.0
     assert table.take("a#5") == taken[1]
+
+
+def test_a_worker_s_next_life_has_the_same_ports(tables):
+    table = tables.make()
+    assert table.renew("a", 2) == (table.of("a"), "")
+    assert table.renew("a", 2) == (table.of("a"), "")
+    assert table.renew("a")[1] == "", "another number of ports is no stranger's fault"
+
+
+def test_a_worker_whose_port_a_stranger_took_moves_and_is_told_who(tables):
+    tables.widen(8)
+    table = tables.make()
+    first = table.take("a", 2)
+    stranger = listener(first + 1, reuse=True)
+    try:
+        second, why = table.renew("a", 2)
+    finally:
+        stranger.close()
+    assert not {second, second + 1} & {first, first + 1}
+    assert why.startswith(f"port {first + 1} is in use by pid {os.getpid()} (")
+    assert table.renew("a", 2) == (second, "")
+
+
+def test_the_next_daemon_holds_kept_ports_again_in_spite_of_dying_connections(tables):
+    table = tables.make()
+    port = table.take("a")
+    with (
+        listener(port, reuse=True) as worker,
+        socket.create_connection(("127.0.0.1", port)) as peer,
+    ):
+        table.close()  # the daemon dies, then its worker, who closes first: TIME_WAIT
+        with worker.accept()[0]:
+            pass
+        assert peer.recv(1) == b""
+    heir = tables.make()
+    assert heir.renew("a") == (port, "")
+    with pytest.raises(OSError, match="in use"):
+        listener(port, reuse=False)
+    listener(port, reuse=True).close()
+
+
+def test_side_channels_of_any_width_never_overlap(tables):
+    """seed.md 12: blocks of TP size don't overlap for 1, 2, 4."""
+    tables.widen(32)
+    table = tables.make()
+    blocks = [
+        range(start, start + width)
+        for number in range(3)
+        for width in (1, 2, 4)
+        for start in (table.take(f"w-{number}.{width}:side-channel", width),)
+    ]
+    assert len({port for block in blocks for port in block}) == 21
+
+
+def test_a_hundred_topologies_take_what_they_need(tmp_path):
+    """issue 4: no collision; each has a dep gang's meeting and pairs of workers of TP 1 and 4."""
+    table = PortTable(tmp_path / "ports.json", write_atomically)
+    try:
+        taken = []
+        for number in range(100):
+            for owner, count in (("d-0#1", 1), ("p-0.0", 1), ("p-1.0", 1), ("d-0.0", 4)):
+                first = table.take(f"t{number}/{owner}", count)
+                taken += range(first, first + count)
+        assert len(set(taken)) == len(taken) == 700
+        assert all(10_000 < port < 65_536 for port in taken)
+    finally:
+        table.close()
 
 
 def test_a_held_port_is_its_listener_s_alone(tables):

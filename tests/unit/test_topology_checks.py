@@ -44,6 +44,7 @@ def grouped(members: str, more: str = "", strategy: str = "rest-for-one") -> str
         (role("env = { DYNORCH_X = '1' }"), "not a variable to set here: names that begin with"),
         (role("env = { CUDA_VISIBLE_DEVICES = '1' }"), "the placement sets it; write gpus"),
         (role("env = { VLLM_NIXL_SIDE_CHANNEL_PORT = '5600' }"), "has its own, from the port"),
+        ("env = { VLLM_PORT = '30000' }\n" + role(""), "3: env.VLLM_PORT: not a variable to set"),
         (role("env = { 'a b' = '1' }"), "this is no name for a variable"),
         # groups
         (grouped('["a", "x"]'), 'groups.g.members[1]: nothing is called "x"; there are: a, b, c'),
@@ -183,6 +184,7 @@ def test_each_rule(text, expected):
         role("stop = { drain = '0s', grace = '15s' }"),
         role("", "a") + role("", "b"),
         "[processes.p]\ncommand = ['x']\nstop = { grace = '1s' }",
+        "[processes.p]\ncommand = ['x']\nenv = { VLLM_PORT = '1' }",
         role("") + "[processes.p]\ncommand = ['x']\ndepends-on = ['w', 'frontend']",
         role("") + "[processes.p]\ncommand = ['x']\noneshot = true",
         role("depends-on.p = 'completed'") + "[processes.p]\ncommand = ['x']\noneshot = true",

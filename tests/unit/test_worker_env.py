@@ -50,8 +50,8 @@ def test_without_gpus_a_worker_sees_none():
 
 
 def test_the_topology_wins_over_our_defaults_and_the_daemons_environment():
-    found = env(declared={"VLLM_HOST_IP": "::1", "PATH": "/opt", "VLLM_PORT": "30000"})
-    assert (found["VLLM_HOST_IP"], found["PATH"], found["VLLM_PORT"]) == ("::1", "/opt", "30000")
+    found = env(declared={"VLLM_HOST_IP": "::1", "PATH": "/opt"})
+    assert (found["VLLM_HOST_IP"], found["PATH"]) == ("::1", "/opt")
 
 
 def test_a_plain_command_keeps_what_is_not_ours():

@@ -60,8 +60,9 @@ def environment(topology: Topology) -> Iterator[Finding]:
     tables += [(("roles", name, "env"), role.env) for name, role in topology.roles.items()]
     tables += [(("processes", name, "env"), each.env) for name, each in topology.processes.items()]
     for path, env in tables:
+        engine = path[0] in {"env", "roles"}
         for name, value in env.items():
-            if refusal := env_refusal(name):
+            if refusal := env_refusal(name, engine=engine):
                 why, _, right = refusal.partition("; ")
                 yield Finding((*path, name), f"not a variable to set here: {why}", right)
             elif not _VARIABLE.fullmatch(name):

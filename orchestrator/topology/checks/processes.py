@@ -127,7 +127,7 @@ def cycles(topology: Topology) -> Iterator[Finding]:
 def ports(topology: Topology) -> Iterator[Finding]:
     """Two programs can't listen on the same port of this machine."""
     taken: dict[int, str] = {}
-    for who, path, port in _listeners(topology):
+    for who, path, port in listeners(topology):
         if port in taken:
             wrong = f"port {port} is wanted by both {taken[port]} and {who}"
             uses: tuple[Path, ...] = (("frontend", "port"),)
@@ -157,7 +157,7 @@ def _cycle(needs: Mapping[str, tuple[str, ...]], start: str) -> list[str]:
     return []
 
 
-def _listeners(topology: Topology) -> Iterator[tuple[str, Path, int]]:
+def listeners(topology: Topology) -> Iterator[tuple[str, Path, int]]:
     """Who must listen where on this machine, as far as the file tells."""
     if topology.has_frontend:
         yield FRONTEND, ("frontend", "port"), topology.frontend.port
