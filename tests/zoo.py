@@ -324,6 +324,27 @@ def ticker():
         number += 1
 
 
+def dawdler():
+    """Ready at once; on TERM it asks for half a minute, and leaves when told to."""
+    import socket  # noqa: PLC0415
+
+    says = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    says.connect(os.environ["NOTIFY_SOCKET"])
+
+    def heard(*_):
+        says.send(b"STOPPING=1\nEXTEND_TIMEOUT_USEC=30000000")
+        (FOLDER / "asked").touch()
+        while not (FOLDER / "go").exists():
+            os.sched_yield()
+        (FOLDER / "done").touch()
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, heard)
+    says.send(b"READY=1")
+    note("main")
+    pause()
+
+
 def mortal():
     """A family whose main says who it is, and leaves with 7 on TERM, after its last words."""
     family()

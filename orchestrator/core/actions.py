@@ -30,7 +30,10 @@ class Drain(msgspec.Struct, frozen=True, tag=kebab):
 
 
 class Stop(msgspec.Struct, frozen=True, tag=kebab):
-    """One SIGTERM to the main process; tree kill after `grace_s`, or `linger_s` after it went."""
+    """One SIGTERM to the main process; tree kill after `grace_s`, or `linger_s` after it went.
+
+    Of several the newest says how much grace there is; the SIGTERM was the first one's.
+    """
 
     member: int
     incarnation: int

@@ -7,7 +7,7 @@ name any of them anywhere. Facts are noted before moves are made: the move then 
 from msgspec.structs import replace
 
 from orchestrator.core import moves
-from orchestrator.core.actions import ArmDeadline, Drain, Kill, Stop
+from orchestrator.core.actions import ArmDeadline, Drain, Kill
 from orchestrator.core.diagnosis import ended, exec_failure, exit_code, seconds
 from orchestrator.core.events import (
     BecameReady,
@@ -26,7 +26,6 @@ from orchestrator.core.events import (
     ShimLost,
     Spawned,
     SpawnFailed,
-    StartExtended,
     StopRequested,
     TreeEmptied,
     TreeStuck,
@@ -156,18 +155,6 @@ def note_ready(state: State, event: BecameReady, now: float, policy: Policy) -> 
     """One more is ready."""
     member = replace(state.members[event.member], ready=True)
     return moves.ready_if_all_are(with_member(state, event.member, member), now, policy)
-
-
-def extend_start(state: State, event: StartExtended, now: float, policy: Policy) -> Step:
-    """Give a start more time, never less, and in all no more than the policy has."""
-    assert state.deadline is not None, "a start has a deadline"
-    if state.deadline.what is Await.SETTLE:
-        return state, ()
-    last = state.entered_at + policy.start.timeout_max_s
-    at = min(last, max(state.deadline.at, now + event.by_s))
-    if at <= state.deadline.at:
-        return state, ()
-    return moves.arm(state, Await.START, at)
 
 
 def fail_at_birth(state: State, event: SpawnFailed, now: float, policy: Policy) -> Step:
@@ -383,8 +370,7 @@ def resume_stop(state: State, event: Event, now: float, policy: Policy) -> Step:
         return state, armed + moves.kills(state)
     linger_s = policy.stop.linger_s
     grace_s = max(0.0, state.deadline.at - now - linger_s)
-    told = moves.orders(state, lambda index: Stop(index, state.incarnation, grace_s, linger_s))
-    return state, armed + told
+    return state, armed + moves.stops(state, grace_s, linger_s)
 
 
 # ---- last words --------------------------------------------------------------------------------

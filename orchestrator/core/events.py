@@ -130,8 +130,8 @@ class SpawnFailed(msgspec.Struct, frozen=True, tag=kebab):
     text: str
 
 
-class StartExtended(msgspec.Struct, frozen=True, tag=kebab):
-    """A starting member asks for more time: it wants to be ready within this from now."""
+class MoreTimeAsked(msgspec.Struct, frozen=True, tag=kebab):
+    """A member that starts or stops asks for more time: it will be done within this from now."""
 
     member: int
     incarnation: int
@@ -222,7 +222,7 @@ Request = StartRequested | StopRequested | RestartRequested
 MemberEvent = (
     Spawned
     | SpawnFailed
-    | StartExtended
+    | MoreTimeAsked
     | BecameReady
     | LeaseMissed
     | LeaseRecovered

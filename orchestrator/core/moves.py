@@ -178,8 +178,7 @@ def stop(state: State, reason: Reason, now: float, policy: Policy) -> Step:
     linger_s = policy.stop.linger_s
     state = enter(state, Phase.STOPPING, reason, now)
     state, armed = arm(state, Await.STOP, now + grace_s + linger_s)
-    told = orders(state, lambda index: Stop(index, state.incarnation, grace_s, linger_s))
-    return conclude_if_empty(state, armed + told, now, policy)
+    return conclude_if_empty(state, armed + stops(state, grace_s, linger_s), now, policy)
 
 
 def kill(state: State, reason: Reason, now: float, policy: Policy) -> Step:
@@ -195,6 +194,11 @@ def orders(state: State, order: Callable[[int], Action]) -> tuple[Action, ...]:
     return tuple(
         order(index) for index, member in enumerate(state.members) if member.stage is Stage.RUNNING
     )
+
+
+def stops(state: State, grace_s: float, linger_s: float) -> tuple[Action, ...]:
+    """Stop whatever of each member runs; said again, it only moves the end of the grace."""
+    return orders(state, lambda index: Stop(index, state.incarnation, grace_s, linger_s))
 
 
 def kills(state: State) -> tuple[Action, ...]:

@@ -65,10 +65,14 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stop(msgspec.Struct, frozen=True, kw_only=True):
-    """The steps of a stop: drain, one SIGTERM and `grace_s`, `linger_s` for the rest, tree kill."""
+    """The steps of a stop: drain, one SIGTERM and `grace_s`, `linger_s` for the rest, tree kill.
+
+    A process may ask for more grace, up to `grace_max_s` in all.
+    """
 
     drain_s: float = 30.0
     grace_s: float = 60.0
+    grace_max_s: float = 600.0
     linger_s: float = 2.0
     kill_timeout_s: float = 10.0
 

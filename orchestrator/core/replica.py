@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from orchestrator.core import cells
+from orchestrator.core import cells, pleas
 from orchestrator.core.events import (
     EVENTS,
     BecameReady,
@@ -38,13 +38,13 @@ from orchestrator.core.events import (
     LeaseMissed,
     LeaseRecovered,
     MainExited,
+    MoreTimeAsked,
     PeerLost,
     RestartRequested,
     SaidBye,
     ShimLost,
     Spawned,
     SpawnFailed,
-    StartExtended,
     StartRequested,
     StopRequested,
     TreeEmptied,
@@ -102,7 +102,7 @@ TABLE: dict[Phase, dict[type[Event], Cell]] = {
         StopRequested: cell(cells.stop, STOPPING),
         Spawned: cell(cells.note_birth, STARTING, READY),
         SpawnFailed: cell(cells.fail_at_birth, STOPPING),
-        StartExtended: cell(cells.extend_start, STARTING),
+        MoreTimeAsked: cell(pleas.extend_start, STARTING),
         BecameReady: cell(cells.note_ready, STARTING, READY),
         LeaseMissed: cell(cells.note_missed, STARTING),
         LeaseRecovered: cell(cells.note_recovered, STARTING),
@@ -149,6 +149,7 @@ TABLE: dict[Phase, dict[type[Event], Cell]] = {
         StopRequested: cell(cells.stop_stopping, STOPPING),
         Spawned: cell(cells.kill_at_birth, STOPPING),
         SpawnFailed: cell(cells.note_unborn, STOPPING),
+        MoreTimeAsked: cell(pleas.extend_stop, STOPPING),
         SaidBye: cell(cells.note_bye, STOPPING),
         MainExited: cell(cells.note_exit, STOPPING),
         ShimLost: cell(cells.kill_member, STOPPING),
@@ -193,10 +194,9 @@ IGNORED: frozenset[Key] = frozenset(
         (DRAINING, BecameReady),
         (STOPPING, BecameReady),
         (STOPPING, Drained),
-        # It has started, or will not.
-        (READY, StartExtended),
-        (DRAINING, StartExtended),
-        (STOPPING, StartExtended),
+        # Nothing that it could be late with is under way.
+        (READY, MoreTimeAsked),
+        (DRAINING, MoreTimeAsked),
         # This life is ending anyway, by its own failure or as asked.
         (STOPPING, PeerLost),
         # Only a tree that we ordered killed can be stuck.

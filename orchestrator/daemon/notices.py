@@ -32,7 +32,10 @@ class Notices:
         if heard is None:
             return
         before, heard.said = heard.said or Said(), said
-        self._on_start(unit, life, before, said)
+        if said.extended_until > before.extended_until:
+            by_s = said.extended_until - asyncio.get_running_loop().time()
+            self._post(life, events.MoreTimeAsked(life.member, life.incarnation, max(0.0, by_s)))
+        self._on_start(unit, life, said)
         if said.stopping and not before.stopping:
             reason = Reason(Cause.UNREADY, "says that it is stopping")
             self._post(life, events.LeaseMissed(life.member, life.incarnation, reason))
@@ -43,13 +46,10 @@ class Notices:
         elif said.alive_at != before.alive_at:
             self._let_dog_wait(unit, life)
 
-    def _on_start(self, unit: Unit, life: LifeId, before: Said, said: Said) -> None:
+    def _on_start(self, unit: Unit, life: LifeId, said: Said) -> None:
         heard, asked = unit.of(life), unit.spec.ready
         if heard is None or unit.state.phase is not Phase.STARTING:
             return
-        if said.extended_until > before.extended_until:
-            by_s = said.extended_until - asyncio.get_running_loop().time()
-            self._post(life, events.StartExtended(life.member, life.incarnation, max(0.0, by_s)))
         if asked is None or asked.kind != "notify":
             return
         if said.ready:

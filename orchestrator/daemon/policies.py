@@ -47,6 +47,7 @@ def _policy(
         stop=policy.Stop(
             drain_s=stop.drain_s,
             grace_s=stop.grace_s,
+            grace_max_s=max(stop.grace_s, stop.grace_max_s),
             linger_s=stop.linger_s,
             kill_timeout_s=stop.kill_timeout_s,
         ),

@@ -262,7 +262,8 @@ class Shim:
             reached("shim.stop-done")
             self._clients.tell(self._state())
         elif self._phase == "stopping" and self._deadline is not None:
-            self._deadline = min(self._deadline, now + grace_s)
+            # The newest order counts: it may have asked for more time, and been given it.
+            self._deadline = now + grace_s
 
     def _note(self) -> None:
         for one in self._enclosure.members()[: tree.NOTED_MAX]:

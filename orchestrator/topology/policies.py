@@ -97,6 +97,11 @@ class StopPolicy(Table):
         description="SIGTERM to tree kill. At least drain + 15s for an engine that may be vLLM, at "
         "least drain for the others.",
     )
+    grace_max_s: PositiveDuration = Field(
+        default=600.0,
+        description="No further can a process that asks for more time (EXTEND_TIMEOUT_USEC) move "
+        "the end of grace.",
+    )
     linger_s: Duration = Field(
         default=2.0, description="How long the rest of the tree may outlive its main process."
     )

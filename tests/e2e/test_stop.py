@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from tests.e2e.conftest import alive, zombie
@@ -115,6 +116,32 @@ depends-on = {names}
     assert order[0] == ["TERM", str(front)]
     assert order[1] == ["gone", str(front)]
     assert [what for what, _ in order[2:]] == ["TERM"] * 10 + ["gone"] * 10
+
+
+def test_a_process_that_asks_for_more_time_after_sigterm_gets_it(dynorch):
+    folder = folder_of(dynorch, "slow")
+    dynorch("up", "-d", dynorch.file(f"""
+name = "d"
+stop = {{ grace = "2s", drain = "0s" }}
+[processes.p]
+command = {zoo("dawdler", folder)}
+ready = {{ notify = true }}
+"""))  # fmt: skip
+    pid = dynorch.pid("p")
+    dynorch("stop", "d/p", "--no-wait")
+    eventually((folder / "asked").exists, within_s=30)
+    began = time.monotonic()
+
+    def extended():
+        deadline = dynorch.replica("p")["deadline"]
+        return deadline is not None and deadline["in_s"] > 10
+
+    eventually(extended, within_s=30)
+    eventually(lambda: time.monotonic() - began > 2.5)  # its shim knows, too
+    assert alive(pid)
+    (folder / "go").touch()
+    eventually(lambda: dynorch.replica("p")["phase"] == "stopped", within_s=30)
+    assert (folder / "done").exists()
 
 
 def test_a_private_directory_for_temporary_files_lives_as_long_as_its_incarnation(dynorch):

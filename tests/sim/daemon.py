@@ -211,6 +211,9 @@ class Daemon:
                 continue
             fine = CONDITIONS[need.condition]
             assert phase in fine, f"{name}: started while {need.on} is {phase}"
+            book = self.ledgers[str(need.on)].book
+            born = book is None or len(book.born) == book.size
+            assert born, f"{name}: started while {need.on} isn't born yet"
         unborn = self.world.unborn() - {name}
         assert len(unborn) < BIRTHS_MAX, f"{name}: started while {sorted(unborn)} are being born"
         self.world.cards.check_free(name)

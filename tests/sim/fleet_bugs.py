@@ -5,10 +5,10 @@ from unittest import mock
 
 from msgspec.structs import replace
 
-from orchestrator.core import cells, gate, groups, moves, restart
+from orchestrator.core import cells, fleet, gate, groups, moves, restart
 from orchestrator.core import events as e
 from orchestrator.core.reasons import Cause
-from orchestrator.core.state import Phase
+from orchestrator.core.state import Phase, Stage
 from orchestrator.daemon import supervisor
 from tests.sim.planting import in_cell, instead_of, mutant
 
@@ -89,12 +89,42 @@ def a_start_is_extended_without_end():
     def mutated(state, event, now, policy):
         return moves.arm(state, state.deadline.what, max(state.deadline.at, now + event.by_s))
 
-    return in_cell(Phase.STARTING, e.StartExtended, mutated)
+    return in_cell(Phase.STARTING, e.MoreTimeAsked, mutated)
 
 
 @mutant
 def a_start_is_never_extended():
-    return in_cell(Phase.STARTING, e.StartExtended, lambda state, *_: (state, ()))
+    return in_cell(Phase.STARTING, e.MoreTimeAsked, lambda state, *_: (state, ()))
+
+
+@mutant
+def a_stop_is_extended_without_end():
+    def mutated(state, event, now, policy):
+        at = max(state.deadline.at, now + event.by_s)
+        state, armed = moves.arm(state, state.deadline.what, at)
+        return state, armed + moves.stops(state, at - now, 2.0)
+
+    return in_cell(Phase.STOPPING, e.MoreTimeAsked, mutated)
+
+
+@mutant
+def a_stop_is_never_extended():
+    return in_cell(Phase.STOPPING, e.MoreTimeAsked, lambda state, *_: (state, ()))
+
+
+@mutant
+def what_is_only_to_be_born_counts_as_started():
+    def make(right):
+        def mutated(needs, states):
+            return right(needs, {replica: as_if_born(state) for replica, state in states.items()})
+
+        return mutated
+
+    def as_if_born(state):
+        members = (replace(member, stage=Stage.RUNNING) for member in state.members)
+        return replace(state, members=tuple(members))
+
+    return instead_of(fleet, "unmet", make)
 
 
 # ---- the loop ----------------------------------------------------------------------------------

@@ -108,7 +108,8 @@ def troubled_plan(rng: Random, policy: Policy) -> Plan:
     plan = Plan(
         birth_s=rng.choice((0.0, 0.01, 0.3, 3.0)),
         ready_s=rng.choice((0.0, 2.0, 12.0, 40.0, 1200.0, 2500.0)) if policy.has_readiness else 0.0,
-        obeys_s=rng.choice((0.0, 0.1, 4.0, FOREVER)),
+        obeys_s=rng.choice((0.0, 0.1, 4.0, 130.0, FOREVER)),
+        asks_at_end_s=rng.choice((0.0, 0.0, 0.0, 50.0, 900.0)),
         swallows_term_while_loading=rng.random() < 0.5,
         rest_s=rng.choice((0.0, 0.0, 1.0, FOREVER)),
         kill_s=rng.choice((0.0, 0.02, 0.5, 4.0)),

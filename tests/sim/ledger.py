@@ -40,6 +40,11 @@ class Book:
     cause: str | None = None
     culprit: int = -1
     by_exit: bool = False
+    ends_at: float | None = None
+    stop_at: float | None = None
+    kill_at: float = 0.0
+    killing: bool = False
+    left: set = field(default_factory=set)
 
 
 @dataclass
@@ -73,6 +78,7 @@ class Ledger:
         spawns = [action for action in actions if isinstance(action, a.Spawn)]
         if spawns:
             self.open(spawns, now)
+        self.check_grace(after, actions, now)
         self.check_phase(after)
 
     def is_news(self, event) -> bool:
@@ -120,7 +126,10 @@ class Ledger:
         book.ready.add(event.member)
 
     def hear_plea(self, book, event, now) -> None:
-        if book.ready_at is None:
+        if book.stop_at is not None:
+            if not book.killing and event.member not in book.left:
+                book.kill_at = min(book.stop_at + 600, max(book.kill_at, now + event.by_s))
+        elif book.ready_at is None:
             at_most = book.opened_at + 7200
             book.gives_up_at = min(at_most, max(book.gives_up_at, now + event.by_s))
 
@@ -135,7 +144,8 @@ class Ledger:
         why = {"interrupted": "interrupted", "ENOENT": "config", "": "start-crash"}
         self.blame(event.member, why[event.code], now)
 
-    def hear_main(self, _book, event, now) -> None:
+    def hear_main(self, book, event, now) -> None:
+        book.left.add(event.member)
         self.hear_exit(event.member, e.ExitFacts(status=event.status), now)
 
     def hear_request(self, event, now) -> None:
@@ -147,6 +157,7 @@ class Ledger:
             dying = book.cause is not None or book.completing
             if stops or isinstance(event, e.RestartRequested) or dying:
                 book.asked = True
+            book.killing |= stops and event.at_once
         self.exhausted = self.completed = False
         if not stops:
             self.row, self.tallies, self.failures = 0, {}, []
@@ -174,6 +185,10 @@ class Ledger:
         """A start that is given up without any news must have taken its full time."""
         book = self.book
         kills = [action for action in actions if isinstance(action, a.Kill)]
+        if before.phase is Phase.STOPPING and book is not None and actions:
+            in_time = book.killing or book.stop_at is None or now >= book.kill_at - EPSILON
+            assert in_time, f"{self.name}: killed {book.kill_at - now:.1f} s before its time"
+            book.killing = True
         if before.phase is Phase.STARTING and book is not None and self.is_well(book):
             late = now >= book.gives_up_at - EPSILON
             if not late:
@@ -292,6 +307,19 @@ class Ledger:
         ends = self.book is not None and self.book.cause not in {None, "interrupted"}
         return self.wish == "up" and (ends or self.exhausted)
 
+    def check_grace(self, state, actions, now) -> None:
+        """The first order of a stop says how long; each later one says what is left of that."""
+        book = self.book
+        if book is not None and book.ends_at is None and state.phase is Phase.STOPPING:
+            book.ends_at = now
+        for action in actions:
+            if book is None or not isinstance(action, a.Stop):
+                continue
+            if book.stop_at is None:
+                book.stop_at, book.kill_at = book.ends_at, now + action.grace_s
+            left_s = max(0.0, book.kill_at - now)
+            assert abs(action.grace_s - left_s) < 1e-3, f"{self.name}: {left_s} s of grace left"
+
     # -- the verdict ----------------------------------------------------------------------------
 
     def check_phase(self, state) -> None:
@@ -318,7 +346,7 @@ class Ledger:
 
 LISTEN = {
     e.SaidBye: Ledger.hear_bye,
-    e.StartExtended: Ledger.hear_plea,
+    e.MoreTimeAsked: Ledger.hear_plea,
     e.Spawned: Ledger.hear_birth,
     e.BecameReady: Ledger.hear_ready,
     e.LeaseExpired: Ledger.hear_silence,

@@ -24,6 +24,7 @@ class Plan:
     bye: tuple[str, str] | None = None
     works_to_an_end: bool = False
     asks_more_s: float = 0.0
+    asks_at_end_s: float = 0.0
     frees_s: float = 0.0
 
 
@@ -44,6 +45,7 @@ class Life:
     status: int | None = None
     record: e.ExitFacts | None = None
     terms: int = 0
+    grace_ends: float = FOREVER
     told: set = field(default_factory=set)
     killed: bool = False
     gone: bool = False

@@ -190,7 +190,7 @@ class Run:
                     (
                         e.PeerLost(life.incarnation, late),
                         e.SaidBye(*args, "port-in-use", "late words"),
-                        e.StartExtended(*args, 60.0),
+                        e.MoreTimeAsked(*args, 60.0),
                         e.TreeStuck(*args, "babble"),
                     )
                 )

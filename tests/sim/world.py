@@ -35,6 +35,7 @@ class World:
     sequence: int = 0
     epochs: int = 0
     planner: object = None
+    pleas: set = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.loop = Loop(self)
@@ -79,6 +80,8 @@ class World:
         if self.daemon is None or self.daemon.epoch != epoch:
             return
         then = None
+        if isinstance(event, e.MoreTimeAsked):
+            self.pleas.add((replica, event.incarnation))
         if isinstance(event, e.TreeEmptied):
             life = self.find(replica, event.member, event.incarnation)
             then = partial(setattr, life, "removed", True)
@@ -120,7 +123,7 @@ class World:
     def ask_more(self, life: Life) -> None:
         """A start that takes long says so; sometimes again and again."""
         if life.main and not life.ready:
-            asked = e.StartExtended(life.member, life.incarnation, life.plan.asks_more_s)
+            asked = e.MoreTimeAsked(life.member, life.incarnation, life.plan.asks_more_s)
             self.say(life, "zmq", asked)
             self.at(max(60.0, life.plan.asks_more_s * 0.9), self.ask_more, life)
 
@@ -220,6 +223,7 @@ class World:
             return
         if life.main:
             again = self.epoch in life.told and not self.daemon.adopting
+            again = again and (life.replica, life.incarnation) not in self.pleas
             assert not again, f"{life.replica}: told to stop a second time"
             life.told.add(self.epoch)
             life.terms += 1
@@ -227,9 +231,23 @@ class World:
             deaf = loading or life.plan.obeys_s >= FOREVER or life.frozen_at < FOREVER
             if life.terms == 1 and not deaf:
                 self.at(life.plan.obeys_s, self.exit, life, 0)
-            self.at(grace_s, self.kill, life)
+            if life.terms == 1:
+                self.at(0.4, self.ask_more_at_end, life)
+            life.grace_ends = self.now + grace_s
+            self.at(grace_s, self.end_grace, life)
         elif life.rest:
             self.at(linger_s, self.kill, life)
+
+    def ask_more_at_end(self, life: Life) -> None:
+        """One that was told to leave, and says again and again that it needs a little longer."""
+        by_s = life.plan.asks_at_end_s
+        if life.main and by_s:
+            self.say(life, "zmq", e.MoreTimeAsked(life.member, life.incarnation, by_s))
+            self.at(by_s * 0.9, self.ask_more_at_end, life)
+
+    def end_grace(self, life: Life) -> None:
+        if life.main and self.now >= life.grace_ends - 1e-6:
+            self.kill(life)
 
     def kill(self, life: Life) -> None:
         if life.gone:

@@ -79,11 +79,11 @@ def test_statement_28_slow_is_not_dead_and_silent_is_tried_twice():
 
 def test_statement_29_extensions_move_the_deadline_and_never_past_the_limit():
     driver = Driver(Policy(start=p.Start(timeout_s=100, timeout_max_s=250))).start().born()
-    driver.member(e.StartExtended, 0, 100.0, after_s=90)
+    driver.member(e.MoreTimeAsked, 0, 100.0, after_s=90)
     assert driver.state.deadline.at == 190
-    driver.member(e.StartExtended, 0, 5.0)
+    driver.member(e.MoreTimeAsked, 0, 5.0)
     assert driver.state.deadline.at == 190
-    driver.member(e.StartExtended, 0, 1e9, after_s=90)
+    driver.member(e.MoreTimeAsked, 0, 1e9, after_s=90)
     assert driver.state.deadline.at == 250
     driver.deadline()
     assert (driver.now, driver.cause) == (250, Cause.START_TIMEOUT)
@@ -98,7 +98,7 @@ def test_what_cannot_say_it_is_ready_when_it_has_lived_a_second():
     assert (driver.phase, driver.state.deadline.what) == (Phase.STARTING, Await.SETTLE)
     driver.reload().feed(e.DaemonRestarted(), after_s=0.5)
     assert driver.state.deadline.at == 1.0
-    driver.member(e.StartExtended, 0, 50.0)
+    driver.member(e.MoreTimeAsked, 0, 50.0)
     assert driver.state.deadline.at == 1.0
     assert driver.deadline().phase is Phase.READY
     assert driver.now == 1.0

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from orchestrator.core import actions as a
 from orchestrator.core import events as e
 from orchestrator.core import fleet
-from orchestrator.core.policy import Policy, Start
+from orchestrator.core.policy import Policy, Start, Stop
 from orchestrator.core.reasons import Cause, Reason
 from orchestrator.core.state import Hold, Phase
 from tests.unit.core_driver import Driver
@@ -60,11 +60,38 @@ def test_holds_run_beside_the_backoff_and_are_asked_again_by_a_new_daemon():
 
 def test_a_start_is_extended_never_shortened_and_never_past_its_maximum():
     starts = Driver(Policy(start=Start(timeout_s=10.0, timeout_max_s=30.0))).start().born()
-    assert starts.member(e.StartExtended, 0, 2.0, after_s=1.0).state.deadline.at == 10.0
-    assert starts.member(e.StartExtended, 0, 15.0, after_s=4.0).state.deadline.at == 20.0
-    assert starts.member(e.StartExtended, 0, 1e9).state.deadline.at == 30.0
+    assert starts.member(e.MoreTimeAsked, 0, 2.0, after_s=1.0).state.deadline.at == 10.0
+    assert starts.member(e.MoreTimeAsked, 0, 15.0, after_s=4.0).state.deadline.at == 20.0
+    assert starts.member(e.MoreTimeAsked, 0, 1e9).state.deadline.at == 30.0
     assert starts.deadline().cause is Cause.START_TIMEOUT
     assert "30" in starts.state.reason.sentence
+
+
+STOPS = Policy(stop=Stop(grace_s=10.0, grace_max_s=30.0, linger_s=2.0), drains=False)
+
+
+def test_a_stop_is_extended_never_shortened_and_never_past_its_maximum():
+    stops = Driver(STOPS).start().ready().stop()
+    assert stops.member(e.MoreTimeAsked, 0, 2.0, after_s=1.0).state.deadline.at == 12.0
+    assert not stops.actions
+    assert stops.member(e.MoreTimeAsked, 0, 15.0, after_s=4.0).state.deadline.at == 22.0
+    assert stops.ordered(a.Stop) == [a.Stop(0, 1, 15.0, 2.0)]
+    assert stops.member(e.MoreTimeAsked, 0, 1e9, after_s=5.0).state.deadline.at == 32.0
+    assert stops.ordered(a.Stop) == [a.Stop(0, 1, 20.0, 2.0)]
+    assert stops.deadline().ordered(a.Kill) == [a.Kill(0, 1)]
+    stops.member(e.MoreTimeAsked, 0, 1e9)
+    assert not stops.actions, "a kill waits for nobody"
+
+
+def test_main_that_is_gone_has_nothing_to_be_late_with():
+    stops = Driver(STOPS).start().ready().stop().member(e.MainExited, 0, 0)
+    assert not stops.member(e.MoreTimeAsked, 0, 15.0).actions
+
+
+def test_what_a_stop_was_given_is_known_to_the_next_daemon():
+    stops = Driver(STOPS).start().ready().stop().member(e.MoreTimeAsked, 0, 25.0)
+    stops.reload().feed(e.DaemonRestarted(), after_s=5.0)
+    assert stops.ordered(a.Stop) == [a.Stop(0, 1, 20.0, 2.0)]
 
 
 @pytest.mark.parametrize("ready", [False, True])

@@ -9,6 +9,7 @@ from orchestrator.host.records import Said
 TEXT = """
 name = "t"
 start = { timeout = "100s", timeout-max = "250s", stop-grace = "1s" }
+stop = { grace = "50s", grace-max = "250s", linger = "0s" }
 [processes.p]
 command = ["p"]
 ready = { notify = true }
@@ -62,6 +63,20 @@ def test_an_extension_moves_the_end_of_the_start(stage, unit):
     stage.jump(6)
     assert stage.phase(P) == "stopping"
     assert unit.state.reason.cause.value == "start-timeout"
+
+
+def test_an_extension_moves_the_end_of_a_stop_too(stage, unit):
+    say(stage, unit, ready=True, extended_until=stage.loop.time() + 90)
+    stage.call(stage.supervisor.request, unit, e.StopRequested)
+    begun = stage.loop.time()
+    assert unit.state.deadline.at == begun + 50, "that was about the start"
+    stage.jump(40)
+    say(stage, unit, ready=True, extended_until=begun + 150)
+    assert unit.state.deadline.at == begun + 150
+    say(stage, unit, ready=True, extended_until=begun + 10_000)
+    assert unit.state.deadline.at == begun + 250
+    stage.jump(211)
+    assert stage.ordered(a.Kill) == [P]
 
 
 def test_stopping_takes_it_out_and_ready_brings_it_back(stage, unit):

@@ -31,7 +31,10 @@ def consistent(written: Topology, whole: Topology) -> Iterator[Finding]:
     found: dict[Path, Finding] = {}
     for place in places:
         for finding in (
-            *_stop(written, *place), *_start(written, *place), *_restart(written, *place)
+            *_stop(written, *place),
+            *_longest(written, *place, ("start", "timeout_s", "timeout_max_s")),
+            *_longest(written, *place, ("stop", "grace_s", "grace_max_s")),
+            *_restart(written, *place),
         ):  # fmt: skip
             found.setdefault(finding.path, finding)
     for path, inner, effective in alive:
@@ -58,19 +61,22 @@ def _stop(
     yield Finding(grace or drain or (*path, "stop"), wrong, right, _both(path, "stop"))
 
 
-def _start(
-    written: Topology, path: Path, inner: Supervised, effective: Supervised
+def _longest(
+    written: Topology,
+    path: Path,
+    inner: Supervised,
+    effective: Supervised,
+    names: tuple[str, str, str],
 ) -> Iterator[Finding]:
-    start = effective.start
-    if start.timeout_max_s >= start.timeout_s:
-        return
-    longest = _where(written, path, inner, "start", "timeout_max_s")
-    if longest is None:
-        return  # a timeout that is longer than the default's limit moves that
-    limit = format_duration(start.timeout_s)
-    wrong = f"timeout-max {format_duration(start.timeout_max_s)} is less than timeout, {limit}"
-    right = f'write timeout-max = "{limit}" or more'
-    yield Finding(longest, wrong, right, _both(path, "start"))
+    """What may be asked for can't be less than what is given unasked."""
+    table, usual, most = names
+    longest = _where(written, path, inner, table, most)
+    usual_s, most_s = (getattr(getattr(effective, table), each) for each in (usual, most))
+    if most_s >= usual_s or longest is None:
+        return  # a time that is longer than the default's limit moves that
+    key, limit = toml_key(most), format_duration(usual_s)
+    wrong = f"{key} {format_duration(most_s)} is less than {toml_key(usual)}, {limit}"
+    yield Finding(longest, wrong, f'write {key} = "{limit}" or more', _both(path, table))
 
 
 def _restart(
