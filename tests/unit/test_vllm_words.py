@@ -37,9 +37,12 @@ class Deaf(Tidings):
         self.lost, self.causes = list(lost), list(causes)
 
 
-def engine_with(*processes) -> object:
+def engine_with(*processes, coordinator=None) -> object:
     manager = types.SimpleNamespace(processes=[types.SimpleNamespace(**each) for each in processes])
     resources = types.SimpleNamespace(engine_manager=manager)
+    if coordinator is not None:
+        proc = types.SimpleNamespace(name="VLLM_DP_Coordinator", exitcode=coordinator[0])
+        resources.coordinator = types.SimpleNamespace(proc=proc)
     return types.SimpleNamespace(engine_core=types.SimpleNamespace(resources=resources))
 
 
@@ -91,6 +94,21 @@ def in_a_fork(work) -> None:
 )
 def test_a_death_is_told_in_one_sentence(engine, tidings, said):
     assert losses.sentence(engine, tidings) == said
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "lost", "said"),
+    [
+        (None, False, ""),
+        ([None], False, ""),
+        ([-9], True, "VLLM::DPCoordinator was killed by SIGKILL"),
+    ],
+)
+def test_the_ranks_coordinator_is_missed(coordinator, lost, said):
+    """By us: vLLM goes on without it, and lets requests to idle ranks wait for ever."""
+    engine = engine_with({"name": "EngineCore_DP0", "exitcode": None}, coordinator=coordinator)
+    assert losses.lost_coordinator(engine) == lost
+    assert losses.sentence(engine, Deaf()) == said
 
 
 def test_hearsay_waits_for_the_name_of_the_dead():

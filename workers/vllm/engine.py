@@ -109,7 +109,7 @@ class VllmEngine:
 
     async def wait_dead(self) -> Death:
         """Return when vLLM has noticed that its engine is dead, with who died of what."""
-        while not (self._engine.errored or self._server.should_exit):
+        while not self._is_dead():
             await asyncio.sleep(WATCH_S)
         assert self._tidings is not None, "start returned, so the tidings are open"
         said = ""
@@ -120,6 +120,10 @@ class VllmEngine:
             await asyncio.sleep(EXPLAIN_STEP_S)
         said = said or losses.sentence(self._engine, self._tidings, final=True)
         return Death("engine-died", said or losses.UNEXPLAINED)
+
+    def _is_dead(self) -> bool:
+        noticed = self._engine.errored or self._server.should_exit
+        return bool(noticed or losses.lost_coordinator(self._engine))
 
     def tokens(self) -> int:
         """Tokens generated so far."""

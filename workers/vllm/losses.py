@@ -4,6 +4,9 @@ vLLM itself only says that "EngineCore encountered an issue". Who really died is
 places: EngineCore is a child of ours, so its process object has the exit code; its workers are
 EngineCore's children, and EngineCore logs theirs (see `tidings`). Both are read defensively: they
 are vLLM's internals, and an engine must not die unexplained because one of them was renamed.
+
+The coordinator of data-parallel ranks, a child of rank 0, is missed by nobody: vLLM goes on, and
+requests to ranks that were idle wait for ever. So it is looked after here.
 """
 
 import re
@@ -43,6 +46,11 @@ def ended(exitcode: int) -> str:
         return f"was killed by signal {-exitcode}"
 
 
+def lost_coordinator(engine: object) -> bool:
+    """Say whether the ranks had a coordinator, and it has ended."""
+    return any(process.exitcode is not None for process in _coordinators(engine))
+
+
 def _dead(engine: object, tidings: Tidings) -> Iterator[tuple[str, int]]:
     """Name and exit code of the dead; workers first, for EngineCore follows its worker."""
     for lost in tidings.lost:
@@ -52,9 +60,21 @@ def _dead(engine: object, tidings: Tidings) -> Iterator[tuple[str, int]]:
         exitcode = getattr(process, "exitcode", None)
         if exitcode is not None:
             yield f"VLLM::{getattr(process, 'name', 'EngineCore')}", exitcode
+    for process in _coordinators(engine):
+        if process.exitcode is not None:
+            yield "VLLM::DPCoordinator", process.exitcode
 
 
 def _processes(engine: object) -> list[Any]:
-    core = getattr(engine, "engine_core", None)
-    manager = getattr(getattr(core, "resources", None), "engine_manager", None)
+    manager = getattr(_resources(engine), "engine_manager", None)
     return list(getattr(manager, "processes", None) or [])
+
+
+def _coordinators(engine: object) -> list[Any]:
+    """One or none."""
+    process = getattr(getattr(_resources(engine), "coordinator", None), "proc", None)
+    return [process] if hasattr(process, "exitcode") else []
+
+
+def _resources(engine: object) -> object:
+    return getattr(getattr(engine, "engine_core", None), "resources", None)
