@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,24 +35,19 @@ def read(file: Path, *, engine: str | None = None) -> Topology:
             print(complaint, file=sys.stderr)
         number = len(complaints)
         fail(f"{file}: {number} mistake{'s' * (number != 1)}; nothing was started", INVALID)
-    if engine is not None and _notes(topology, _overridden(topology, engine), ""):
+    if engine is not None and _notes(topology, ""):
         fail(f"{file}: asks for what is not built yet; nothing was started", INVALID)
     return topology
 
 
-def _notes(topology: Topology, engines: Mapping[str, str], lead: str) -> bool:
+def _notes(topology: Topology, lead: str) -> bool:
     """Name on stderr what of a topology is not built yet; whether there is anything."""
     from orchestrator.topology.not_built import not_built
 
-    missing = not_built(topology, engines)
+    missing = not_built(topology)
     for each in missing:
         print(f"{lead}{each}", file=sys.stderr)
     return bool(missing)
-
-
-def _overridden(topology: Topology, engine: str) -> dict[str, str]:
-    """Each role's engine as the command line has it; none where it leaves that to the file."""
-    return {} if engine == "auto" else dict.fromkeys(topology.roles, engine)
 
 
 def validate(file: Path) -> int:
@@ -66,7 +60,7 @@ def validate(file: Path) -> int:
     if topology.processes:
         parts.append("processes: " + ", ".join(topology.processes))
     print(f"{file}: valid; {topology.name}; {'; '.join(parts)}")
-    if _notes(topology, {}, "note: "):
+    if _notes(topology, "note: "):
         print("note: `dynorch up` refuses it for that", file=sys.stderr)
     return 0
 
@@ -83,8 +77,7 @@ def plan(file: Path, engine: str, gpus: str | None, *, as_json: bool) -> int:
         print(json.dumps(msgspec.to_builtins(shown, str_keys=True), indent=2))
     else:
         sys.stdout.write(plan_text(shown))
-    engines = {name: each.name for name, each in found.engines.items()}
-    _notes(topology, engines, "note: not in this plan: ")
+    _notes(topology, "note: not in this plan: ")
     return 0
 
 

@@ -101,7 +101,7 @@ class Changes:
             role = key.rpartition("/")[2]
             _check_scale(present.topology, role, number)
             scales[role] = number
-        asked = topology_of(present.kept, structs.replace(present.kept.source, scales={}))
+        asked = topology_of(structs.replace(present.kept.source, scales={}))
         scales = {role: n for role, n in scales.items() if n != _replicas(asked, role)}
         kept = structs.replace(
             present.kept,
@@ -137,7 +137,7 @@ class Changes:
             engine=up.engine,
             inventory=inventory,
         )
-        return kept, topology_of(kept, kept.source)
+        return kept, topology_of(kept.source)
 
     async def _fresh_plan(self, kept: Kept, topology: Topology) -> Plan:
         plan = build_plan(topology, placed(topology, place(topology, kept.inventory, kept.engine)))

@@ -6,7 +6,7 @@ kept is taken as it is: what runs was started from it, however plans are made me
 
 from pathlib import Path
 
-from orchestrator.core.placement import Placements, Refusal, place, resolve_engines
+from orchestrator.core.placement import Placements, Refusal, place
 from orchestrator.core.plan import Plan, build_plan
 from orchestrator.daemon.deployment import Deployment, Kept, Source, scaled
 from orchestrator.topology.complaints import Finding
@@ -38,17 +38,13 @@ def read_text(path: Path) -> str:
         raise RefusedError(INVALID, f"{path}: can't be read: {error}") from error
 
 
-def topology_of(kept: Kept, source: Source) -> Topology:
-    """Read a topology, for the machine and the engine in `kept`.
-
-    Raises RefusedError with everything that is wrong with it.
-    """
+def topology_of(source: Source) -> Topology:
+    """Read a topology; RefusedError with everything that is wrong with it."""
     try:
         topology = parse(source.text, source.file, source.variables)
     except Invalid as invalid:
         raise RefusedError(INVALID, "\n".join(map(str, invalid.complaints))) from invalid
-    engines = resolve_engines(topology, kept.inventory, kept.engine)
-    missing = not_built(topology, {name: each.name for name, each in engines.items()})
+    missing = not_built(topology)
     if missing:
         raise RefusedError(INVALID, "\n".join(map(str, missing)))
     return scaled(topology, source.scales)
@@ -71,7 +67,7 @@ def unplaceable(topology: Topology, refusal: Refusal) -> str:
 
 def read(kept: Kept) -> tuple[Topology, Plan]:
     """Topology and plan of a file's content. Raises RefusedError with everything wrong at once."""
-    topology = topology_of(kept, kept.source)
+    topology = topology_of(kept.source)
     if kept.plan is not None:
         return topology, kept.plan
     placements = placed(topology, place(topology, kept.inventory, kept.engine))
@@ -81,5 +77,5 @@ def read(kept: Kept) -> tuple[Topology, Plan]:
 def adopted(kept: Kept) -> Deployment:
     """A topology that another daemon had up. Raises RefusedError when it makes no sense now."""
     topology, plan = read(kept)
-    olds = {key: topology_of(kept, source) for key, source in kept.sources.items()}
+    olds = {key: topology_of(source) for key, source in kept.sources.items()}
     return Deployment(kept, topology, plan, olds)

@@ -5,7 +5,7 @@ A file may be written today for what comes tomorrow; `validate` and `plan` take 
 builds a feature deletes its row.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from orchestrator.topology.complaints import Complaint, Finding, Path
@@ -14,27 +14,11 @@ from orchestrator.topology.schema import Topology
 
 @dataclass(frozen=True)
 class Row:
-    """A feature, where a topology asks for it, and what to write meanwhile.
-
-    `engine`: the only engine that it isn't built for; empty for all.
-    """
+    """A feature, where a topology asks for it, and what to write meanwhile."""
 
     feature: str
     asked: Callable[[Topology], Iterator[Path]]
     instead: str
-    engine: str = ""
-
-
-def _gangs(topology: Topology) -> Iterator[Path]:
-    for name, role in topology.roles.items():
-        if role.data_parallel > 1:
-            yield ("roles", name, "data-parallel")
-
-
-def _expert_parallel(topology: Topology) -> Iterator[Path]:
-    for name, role in topology.roles.items():
-        if role.expert_parallel:
-            yield ("roles", name, "expert-parallel")
 
 
 def _routing(topology: Topology) -> Iterator[Path]:
@@ -61,41 +45,17 @@ def _interpreters(topology: Topology) -> Iterator[Path]:
 
 
 ROWS = (
-    Row(
-        "data-parallel ranks of vLLM",
-        _gangs,
-        'write replicas instead, or engine = "sim"',
-        engine="vllm",
-    ),
-    Row(
-        "expert parallelism of vLLM",
-        _expert_parallel,
-        'leave it out, or write engine = "sim"',
-        engine="vllm",
-    ),
     Row("prefix and KV routing", _routing, 'write routing = "least-loaded"'),
     Row("sharing a GPU", _fractions, "write a whole number of GPUs"),
     Row("workers in another interpreter", _interpreters, "install vLLM beside dynorch"),
 )
 
 
-def not_built(topology: Topology, engines: Mapping[str, str]) -> list[Complaint]:
-    """Everything in the topology that can't be run yet, in the order of the file.
-
-    `engines`: each role's engine, where the machine has been asked for it. What only vLLM can't do
-    yet is no reason against a role that is `auto` and of which nobody knows.
-    """
+def not_built(topology: Topology) -> list[Complaint]:
+    """Everything in the topology that can't be run yet, in the order of the file."""
     complaints = [
         topology.source.complaint(Finding(path, f"{row.feature}: not built yet", row.instead))
         for row in ROWS
         for path in row.asked(topology)
-        if not row.engine or row.engine == _engine_at(topology, engines, path)
     ]
     return sorted(complaints, key=lambda each: each.line)
-
-
-def _engine_at(topology: Topology, engines: Mapping[str, str], path: Path) -> str:
-    """Say which engine the role has that this path lies in."""
-    assert path[0] == "roles", path
-    name = str(path[1])
-    return engines.get(name, topology.roles[name].engine)

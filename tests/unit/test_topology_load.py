@@ -99,7 +99,7 @@ def test_shipped_set():
 @pytest.mark.parametrize("stem", ["agg", "agg-2", "dep", "disagg", "processes"])
 def test_what_runs_today_is_built(stem):
     path = next(each for each in SHIPPED if each.stem == stem)
-    assert not_built(load(path, {}), {}) == []
+    assert not_built(load(path, {})) == []
 
 
 @pytest.mark.parametrize(
@@ -280,23 +280,12 @@ def test_where_it_was_written_is_no_part_of_the_value():
 
 
 def test_not_built_yet_is_said_with_its_line():
-    text = MINIMAL + "data-parallel = 2\n"
-    (gang,) = [str(each) for each in not_built(parse(text, "t.toml", {}), {"w": "vllm"})]
-    assert gang == (
-        "t.toml:4: roles.w.data-parallel: data-parallel ranks of vLLM: not built yet; write "
-        'replicas instead, or engine = "sim"'
+    text = MINIMAL + "[frontend]\nport = 8000\nrouting = 'kv'\n"
+    (routing,) = [str(each) for each in not_built(parse(text, "t.toml", {}))]
+    assert routing == (
+        "t.toml:6: frontend.routing: prefix and KV routing: not built yet; write "
+        'routing = "least-loaded"'
     )
-
-
-@pytest.mark.parametrize(
-    ("engine", "resolved", "count"),
-    [("auto", "vllm", 2), ("auto", "sim", 0), ("auto", None, 0), ("vllm", None, 2),
-     ("vllm", "sim", 0), ("sim", None, 0)],
-)  # fmt: skip
-def test_what_one_engine_cannot_do_yet_is_no_reason_against_the_other(engine, resolved, count):
-    text = MINIMAL + f'data-parallel = 2\nexpert-parallel = true\nengine = "{engine}"\n'
-    engines = {"w": resolved} if resolved else {}
-    assert len(not_built(parse(text, "t.toml", {}), engines)) == count
 
 
 ODD = ["0", "-1", "1.5", "true", "''", "'x'", "[]", "[[]]", "[1, 'x']", "{}", "{ a = 1 }", "nan",

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.wire.config import WorkerConfig
+from orchestrator.wire.config import Gang, WorkerConfig
 from tests.e2e.conftest import zombie
 from tests.eventually import eventually
 from workers.runtime.engine import EngineConfigError
 from workers.vllm import forks, guard, losses, preload, telling
-from workers.vllm.engine import VllmEngine
+from workers.vllm.engine import VllmEngine, meeting_flags
 from workers.vllm.tidings import Cause, LostWorker, Tidings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,6 +119,15 @@ def test_hearsay_waits_for_the_name_of_the_dead():
     assert final == "the engine failed: RuntimeError: Executor failed."
     heard.lost.append(LostWorker("VllmWorker-0", -9))
     assert losses.sentence(engine, heard) == "VLLM::Worker (rank 0) was killed by SIGKILL"
+
+
+def test_ranks_are_told_where_they_meet():
+    gang = Gang(member=1, size=2, host="127.0.0.1", port=30001)
+    assert meeting_flags(None) == {}
+    assert meeting_flags(gang) == {
+        "data-parallel-address": "127.0.0.1",
+        "data-parallel-rpc-port": 30001,
+    }
 
 
 def test_unknown_signals_have_numbers():

