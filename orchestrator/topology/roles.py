@@ -23,7 +23,8 @@ PYTHON_DESCRIPTION = "Interpreter whose environment has vLLM; ours need not."
 class Fault(Table):
     """A failure that the simulated engine plays, once per life.
 
-    It strikes during the start, or with the Nth request, or when N tokens were produced.
+    It strikes during the start, or with the Nth request, or when N tokens were produced, or in the
+    middle of the Nth transfer of KV blocks, on the side that has it.
     """
 
     fault: Literal[
@@ -39,12 +40,21 @@ class Fault(Table):
         "leak-daemon",
         "allocate",
         "log",
-    ] = Field(description="What goes wrong.")
+        "drop-answer",
+        "transfer-fail",
+        "transfer-stall",
+    ] = Field(
+        description="What goes wrong. drop-answer: a request is served and never answered; "
+        "transfer-fail, transfer-stall: KV blocks that decode fetches don't come, or never do."
+    )
     after_requests: int | None = Field(
         default=None, ge=1, description="With this request; during the start if not given."
     )
     after_tokens: int | None = Field(
         default=None, ge=1, description="When so many tokens were produced."
+    )
+    after_transfers: int | None = Field(
+        default=None, ge=1, description="In the middle of this transfer of KV blocks."
     )
     times: int | None = Field(
         default=None, ge=1, description="In how many incarnations; in all of them if not given."
@@ -67,6 +77,11 @@ class Sim(Table):
 
     startup_s: Duration = Field(default=0.2, description="Time from the fork to ready.")
     prefill_rate: float = Field(default=20_000.0, gt=0, description="Prompt tokens per second.")
+    transfer_rate: float = Field(
+        default=1_000_000.0,
+        gt=0,
+        description="Prompt tokens per second that come from prefill to decode.",
+    )
     step_s: Duration = Field(
         default=0.01, description="Time of one decode step of the whole batch."
     )

@@ -19,7 +19,11 @@ from workers.sim.options import Fault, decode_options
         ({"step": "10ms"}, "step"),
         ({"faults": [{"fault": "explode"}]}, "explode"),
         ({"faults": [{"fault": "crash", "after": 3}]}, "after"),
-        ({"faults": [{"fault": "crash", "after-tokens": 1, "after-requests": 1}]}, "or"),
+        ({"faults": [{"fault": "crash", "after-tokens": 1, "after-requests": 1}]}, "one of"),
+        ({"faults": [{"fault": "crash", "after-tokens": 1, "after-transfers": 1}]}, "one of"),
+        ({"transfer-rate": 0}, "transfer-rate"),
+        ({"kv-transfer": {"lease": 0}}, "lease"),
+        ({"kv-transfer": {"on-failure": "cry"}}, "on-failure"),
         ({"kv-blocks": 1}, "kv-blocks"),
     ],
 )

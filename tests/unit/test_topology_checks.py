@@ -165,6 +165,8 @@ def grouped(members: str, more: str = "", strategy: str = "rest-for-one") -> str
         (role("sim = { faults = [{ fault = 'allocate' }] }"), 'fault = "allocate" needs bytes'),
         (role("sim = { faults = [{ fault = 'log' }] }"), "needs line; add line ="),
         (role("sim = { faults = [{ fault = 'hang', bytes = '1MB' }] }"), "faults[0].bytes: only"),
+        (role("sim = { faults = [{ fault = 'crash', after-tokens = 1, after-transfers = 1 }] }"),
+         "faults[0].after-transfers: it can't wait for transfers and another count"),
         (role("sim = { faults = [{ fault = 'crsh' }] }"), 'did you mean "crash"?'),
     ],
 )  # fmt: skip

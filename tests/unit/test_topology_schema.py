@@ -100,6 +100,8 @@ faults = [
   { fault = "ignore-term" }, { fault = "leak-child" }, { fault = "leak-daemon" },
   { fault = "allocate", bytes = "1KiB" },
   { fault = "log", line = "CUDA out of memory" },
+  { fault = "drop-answer", after-requests = 2 }, { fault = "transfer-fail" },
+  { fault = "transfer-stall", after-transfers = 2 },
 ]
 """
 

@@ -31,6 +31,8 @@ def heading(kind: str, request_id: str, model: str) -> Heading:
 class Dialect(Protocol):
     """How one endpoint says it."""
 
+    head: Heading
+
     def opening(self, index: int) -> bytes:
         """Say what comes before a choice's first token; may be nothing."""
 
@@ -40,7 +42,9 @@ class Dialect(Protocol):
     def usage(self, usage: shapes.Usage) -> bytes:
         """Encode the event that ends a stream of someone who asked for usage."""
 
-    def whole(self, answers: list[list[Delta]], usage: shapes.Usage) -> bytes:
+    def whole(
+        self, answers: list[list[Delta]], usage: shapes.Usage, lent: shapes.Lent = UNSET
+    ) -> bytes:
         """Encode a body with all answers, in the order of their indices."""
 
 
@@ -49,7 +53,7 @@ class Completions:
 
     def __init__(self, job: Job, head: Heading) -> None:
         self._job = job
-        self._head = head
+        self.head = head
         self._offsets = [0] * (len(job.prompts) * job.choices)
         self._begun: set[int] = set()
 
@@ -71,13 +75,17 @@ class Completions:
         """Encode the usage event."""
         return self._event([], usage)
 
-    def whole(self, answers: list[list[Delta]], usage: shapes.Usage) -> bytes:
+    def whole(
+        self, answers: list[list[Delta]], usage: shapes.Usage, lent: shapes.Lent = UNSET
+    ) -> bytes:
         """Encode all answers."""
         choices = [
             self._choice(index, self._echo(index) + "".join(d.text for d in deltas), deltas)
             for index, deltas in enumerate(answers)
         ]
-        return shapes.encode(self._completion(choices, usage))
+        body = self._completion(choices, usage)
+        body.kv_transfer_params = lent
+        return shapes.encode(body)
 
     def _echo(self, index: int) -> str:
         return tokens.decode(self._prompt(index)) if self._job.echo else ""
@@ -112,7 +120,7 @@ class Completions:
     def _completion(
         self, choices: list[shapes.CompletionChoice], usage: shapes.Usage | msgspec.UnsetType
     ) -> shapes.Completion:
-        head = self._head
+        head = self.head
         return shapes.Completion(head.id, head.created, head.model, choices, usage)
 
     def _event(
@@ -128,7 +136,7 @@ class Chats:
 
     def __init__(self, job: Job, head: Heading) -> None:
         self._job = job
-        self._head = head
+        self.head = head
 
     def opening(self, index: int) -> bytes:
         """Say who speaks; the prompt's ids come with it."""
@@ -153,11 +161,14 @@ class Chats:
         """Encode the usage event."""
         return _event(self._chat_event([], usage))
 
-    def whole(self, answers: list[list[Delta]], usage: shapes.Usage) -> bytes:
+    def whole(
+        self, answers: list[list[Delta]], usage: shapes.Usage, lent: shapes.Lent = UNSET
+    ) -> bytes:
         """Encode all answers."""
         choices = [self._choice(index, deltas) for index, deltas in enumerate(answers)]
-        head = self._head
+        head = self.head
         chat = shapes.Chat(head.id, head.created, head.model, choices, usage)
+        chat.kv_transfer_params = lent
         if self._job.token_ids:
             chat.prompt_token_ids = self._job.prompts[0]
         return shapes.encode(chat)
@@ -190,7 +201,7 @@ class Chats:
     def _chat_event(
         self, choices: list[shapes.ChatPiece], usage: shapes.Usage | msgspec.UnsetType = UNSET
     ) -> shapes.ChatEvent:
-        head = self._head
+        head = self.head
         return shapes.ChatEvent(head.id, head.created, head.model, choices, usage)
 
 

@@ -1,11 +1,17 @@
 """The simulated engine's HTTP face: a plain ASGI application, seven routes, no framework."""
 
+import asyncio
+import contextlib
+import logging
 import secrets
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
+from prometheus_client import CollectorRegistry
+
 from workers.runtime.canary import MARK
-from workers.runtime.engine import Receive, Scope, Send
+from workers.runtime.engine import Message, Receive, Scope, Send
 from workers.sim import answers, requests, shapes, tokens
 from workers.sim.faults import Faults
 from workers.sim.generate import ENGINE_HEADER, JSON_HEADERS, answer, generate
@@ -13,6 +19,9 @@ from workers.sim.metrics import Metrics
 from workers.sim.options import Options
 from workers.sim.sink import EngineDeadError, GenerationError
 from workers.sim.stepper import Stepper
+from workers.sim.ticket import wish_of
+
+log = logging.getLogger("dynorch.sim")
 
 
 class Request(NamedTuple):
@@ -28,13 +37,18 @@ class App:
     """Routes requests to the batch. `models`: the names that requests may use."""
 
     def __init__(
-        self, models: list[str], options: Options, stepper: Stepper, faults: Faults
+        self,
+        models: list[str],
+        options: Options,
+        stepper: Stepper,
+        faults: Faults,
+        registry: CollectorRegistry,
     ) -> None:
         self._models = models
         self._options = options
         self._stepper = stepper
         self._faults = faults
-        self._metrics = Metrics(stepper)
+        self._metrics = Metrics(stepper, registry)
         self._created = int(time.time())
         self._routes = {
             ("GET", "/health"): self._health,
@@ -69,23 +83,40 @@ class App:
         return shapes.RequestError("Method Not Allowed" if known else "Not Found", status=status)
 
     async def _completions(self, request: Request) -> None:
-        self._count(request)
+        request = self._count(request)
         ask = requests.read(request.body, requests.AskCompletion)
-        head = self._heading("cmpl", request, self._model(ask.model))
-        job = requests.completion_job(ask, self._options)
+        with self._or_rejected(ask):
+            head = self._heading("cmpl", request, self._model(ask.model))
+            job = requests.completion_job(ask, self._options)
         await self._generate(request, job, answers.Completions(job, head))
 
     async def _chat(self, request: Request) -> None:
-        self._count(request)
+        request = self._count(request)
         ask = requests.read(request.body, requests.AskChat)
-        head = self._heading("chatcmpl", request, self._model(ask.model))
-        job = requests.chat_job(ask, self._options)
+        with self._or_rejected(ask):
+            head = self._heading("chatcmpl", request, self._model(ask.model))
+            job = requests.chat_job(ask, self._options)
         await self._generate(request, job, answers.Chats(job, head))
 
     async def _generate(
         self, request: Request, job: requests.Job, dialect: answers.Dialect
     ) -> None:
+        if job.wish is not None and self._stepper.connector is None:
+            log.warning(
+                "Got kv_transfer_params, but no KVConnector found. Disabling KVTransfer for this"
+                " request."
+            )
         await generate(job, dialect, self._stepper, request.receive, request.send)
+
+    @contextlib.contextmanager
+    def _or_rejected(self, ask: requests.Ask) -> Iterator[None]:
+        """Let the engine that keeps blocks for a request hear it if we refuse the request."""
+        try:
+            yield
+        except shapes.RequestError:
+            if self._stepper.connector is not None:
+                self._stepper.connector.rejected(wish_of(ask.kv_transfer_params))
+            raise
 
     async def _tokenize(self, request: Request) -> None:
         ask = requests.read(request.body, requests.AskTokenize)
@@ -125,10 +156,11 @@ class App:
         headers = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8"), ENGINE_HEADER]
         await answer(request.send, 200, self._metrics.render(), headers)
 
-    def _count(self, request: Request) -> None:
+    def _count(self, request: Request) -> Request:
         """Tell the faults of a client's request; the canary is none."""
-        if MARK[0] not in request.headers:
-            self._faults.on_request(self._stepper.tokens)
+        if MARK[0] in request.headers or self._faults.on_request(self._stepper.tokens):
+            return request
+        return request._replace(send=_nowhere)
 
     def _model(self, name: str | None) -> str:
         """Find the model; without a name it is the first, as with vLLM."""
@@ -144,3 +176,9 @@ class App:
     def _heading(kind: str, request: Request, model: str) -> answers.Heading:
         given = request.headers.get(b"x-request-id", b"").decode("latin-1")
         return answers.heading(kind, given or secrets.token_hex(16), model)
+
+
+async def _nowhere(message: Message) -> None:
+    """Lose an answer: its end never comes, so the client waits until it has enough."""
+    if not message.get("more_body", False) and message["type"] == "http.response.body":
+        await asyncio.Event().wait()

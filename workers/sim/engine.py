@@ -5,12 +5,15 @@ import json
 import logging
 from functools import partial
 
+from prometheus_client import CollectorRegistry
+
 from orchestrator import __version__
 from orchestrator.wire.config import WorkerConfig
 from orchestrator.wire.ids import LifeId
 from workers.runtime.engine import App as AsgiApp
 from workers.runtime.engine import Canary, Death, EngineConfigError, EngineStartError, Report
 from workers.sim.app import App
+from workers.sim.connector import Connector
 from workers.sim.faults import Faults
 from workers.sim.options import decode_options
 from workers.sim.rendezvous import Rendezvous
@@ -33,6 +36,7 @@ class SimEngine:
         self._names = config.served_names or [config.model]
         self._stepper: Stepper | None = None
         self._rendezvous: Rendezvous | None = None
+        self._connector: Connector | None = None
         self._dead = asyncio.Event()
 
     async def start(self, report: Report) -> AsgiApp:
@@ -50,11 +54,19 @@ class SimEngine:
             await asyncio.sleep(options.startup / LOADING_STEPS)
         if stepper.death:
             raise EngineStartError(stepper.death)
+        registry = CollectorRegistry()
+        if options.kv_transfer is not None:
+            self._connector = Connector(
+                config=self._config, options=options, stepper=stepper, faults=faults,
+                registry=registry, die=self._die,
+            )  # fmt: skip
+            stepper.connector = self._connector
+            await self._connector.listen()
         log.info(
             "dynorch: %s: simulated engine for %s: %g prompt tokens a second, a step every %g s",
             self._config.life, ", ".join(self._names), options.prefill_rate, options.step,
         )  # fmt: skip
-        return App(self._names, options, stepper, faults)
+        return App(self._names, options, stepper, faults, registry)
 
     def models(self) -> list[str]:
         """Name the served models."""
@@ -87,10 +99,14 @@ class SimEngine:
             await asyncio.get_running_loop().create_future()
 
     async def wait_fetched(self) -> None:
-        """Return: a simulated request leaves nothing behind."""
+        """Wait until nobody's blocks are kept for another engine."""
+        if self._connector is not None:
+            await self._connector.wait_fetched()
 
     async def stop(self, timeout_s: float) -> None:  # noqa: ARG002 - leaving takes no time
-        """Leave the gang; nothing else must be freed."""
+        """Leave the gang, and whoever reads our blocks."""
+        if self._connector is not None:
+            await self._connector.close()
         if self._rendezvous is not None:
             self._rendezvous.close()
 

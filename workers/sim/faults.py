@@ -1,8 +1,9 @@
 """Faults on demand: what a supervisor must survive, at a moment that a test can name.
 
-Each fault strikes once per life: during the start, with the Nth request, or when N tokens have
-been produced. The incarnation in the life's name decides whether it still holds, so a test can say
-"crashes twice, then runs"; the member in it decides whom of a gang it strikes.
+Each fault strikes once per life: during the start, with the Nth request, when N tokens have been
+produced, or in the middle of the Nth transfer of KV blocks. The incarnation in the life's name
+decides whether it still holds, so a test can say "crashes twice, then runs"; the member in it
+decides whom of a gang it strikes.
 """
 
 import asyncio
@@ -12,11 +13,28 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from typing import Literal
+
+import msgspec
 
 from orchestrator.wire.ids import LifeId
 from workers.sim.options import Fault, FaultName
 
 FOREVER_S = "2147483647"
+Fate = Literal["", "fail", "stall"]
+"""What becomes of a transfer."""
+# What has no meaning during the start strikes at the first opportunity.
+_AT_FIRST = {
+    "drop-answer": "after_requests",
+    "transfer-fail": "after_transfers",
+    "transfer-stall": "after_transfers",
+}
+
+
+def _when(fault: Fault) -> Fault:
+    given = fault.after_requests or fault.after_tokens or fault.after_transfers
+    at_first = _AT_FIRST.get(fault.fault)
+    return msgspec.structs.replace(fault, **{at_first: 1}) if at_first and not given else fault
 
 
 def _concerns(fault: Fault, life: LifeId) -> bool:
@@ -34,8 +52,12 @@ class Faults:
         die: Callable[[str], None],
         freeze: Callable[[bool], None],
     ) -> None:
-        self._pending = [fault for fault in faults if _concerns(fault, LifeId.parse(life))]
+        mine = LifeId.parse(life)
+        self._pending = [_when(fault) for fault in faults if _concerns(fault, mine)]
         self._requests = 0
+        self._transfers = 0
+        self._drops = False
+        self._fate: Fate = ""
         self._tokens_before = 0
         self._die = die
         self._freeze = freeze
@@ -52,18 +74,25 @@ class Faults:
             "leak-child": self._leak_child,
             "leak-daemon": self._leak_daemon,
             "allocate": self._allocate,
+            "drop-answer": self._drop_answer,
+            "transfer-fail": self._transfer_fail,
+            "transfer-stall": self._transfer_stall,
         }
 
     async def on_start(self) -> None:
         """Strike what strikes during the start."""
         for fault in list(self._pending):
-            if fault.after_requests is None and fault.after_tokens is None:
+            if not (fault.after_requests or fault.after_tokens or fault.after_transfers):
                 if fault.fault == "slow-start":
                     await asyncio.sleep(fault.seconds)
                 self._strike(fault)
 
-    def on_request(self, total: int) -> None:
-        """Count a client's request, before it is looked at; `total` tokens until now."""
+    def on_request(self, total: int) -> bool:
+        """Count a client's request, before it is looked at; `total` tokens until now.
+
+        False: its answer is to be lost.
+        """
+        self._drops = False
         if not self._requests:
             # What came before was the canary's.
             self._tokens_before = total
@@ -71,6 +100,16 @@ class Faults:
         for fault in list(self._pending):
             if fault.after_requests is not None and self._requests >= fault.after_requests:
                 self._strike(fault)
+        return not self._drops
+
+    def on_transfer(self) -> Fate:
+        """Count a transfer that has begun, and say what becomes of it."""
+        self._transfers += 1
+        self._fate = ""
+        for fault in list(self._pending):
+            if fault.after_transfers is not None and self._transfers >= fault.after_transfers:
+                self._strike(fault)
+        return self._fate
 
     def on_tokens(self, total: int) -> None:
         """Note how many tokens were generated; the clients' are counted."""
@@ -123,3 +162,12 @@ class Faults:
     def _allocate(self, fault: Fault) -> None:
         # Not zeros: those would be promised by the kernel, not given.
         self._kept.append(bytearray(b"\x01") * fault.bytes)
+
+    def _drop_answer(self, _fault: Fault) -> None:
+        self._drops = True
+
+    def _transfer_fail(self, _fault: Fault) -> None:
+        self._fate = "fail"
+
+    def _transfer_stall(self, _fault: Fault) -> None:
+        self._fate = "stall"

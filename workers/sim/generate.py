@@ -5,6 +5,9 @@ on the way out, whatever the way, the request's sequences are taken from the bat
 """
 
 import asyncio
+import secrets
+
+from msgspec import UNSET
 
 from workers.runtime.engine import Receive, Send
 from workers.sim import answers, shapes
@@ -40,6 +43,10 @@ async def generate(
         for number, prompt in enumerate(job.prompts)
         for choice in range(job.choices)
     ]
+    if job.wish is not None and stepper.connector is not None:
+        for sequence in sequences:
+            sequence.wish = job.wish
+            sequence.name = f"{dialect.head.id}-{sequence.index}-{secrets.token_hex(4)}"
     watcher = asyncio.ensure_future(receive())
     watcher.add_done_callback(lambda _done: sink.close())
     stepper.submit(sequences, sink)
@@ -47,26 +54,30 @@ async def generate(
         if job.stream:
             await _stream(job, dialect, sequences, sink, send)
         else:
-            await _whole(job, dialect, sequences, sink, send)
+            said = await _whole(sequences, sink)
+            if said is not None:
+                # Where nothing could be lent nothing is said of it, elsewhere null if it wasn't.
+                lent = sequences[0].lent if stepper.connector is not None else UNSET
+                body = dialect.whole(said, _usage(job, sequences), lent)
+                await answer(send, 200, body, JSON_HEADERS)
     finally:
         watcher.cancel()
         if any(sequence.finish is None for sequence in sequences):
             stepper.abort(sink)
 
 
-async def _whole(
-    job: Job, dialect: answers.Dialect, sequences: list[Sequence], sink: Sink, send: Send
-) -> None:
+async def _whole(sequences: list[Sequence], sink: Sink) -> list[list[Delta]] | None:
+    """Collect all there is to say; None if the client left."""
     said: list[list[Delta]] = [[] for _ in sequences]
     unfinished = len(sequences)
     while unfinished:
         deltas = await sink.take()
         if not deltas:
-            return
+            return None
         for delta in deltas:
             said[delta.index].append(delta)
             unfinished -= delta.finish is not None
-    await answer(send, 200, dialect.whole(said, _usage(job, sequences)), JSON_HEADERS)
+    return said
 
 
 async def _stream(
@@ -111,4 +122,7 @@ def _usage(job: Job, sequences: list[Sequence]) -> shapes.Usage:
     """Count each prompt once, and each generated token."""
     prompt = sum(map(len, job.prompts))
     generated = sum(sequence.generated for sequence in sequences)
-    return shapes.Usage(prompt, prompt + generated, generated)
+    usage = shapes.Usage(prompt, prompt + generated, generated)
+    if job.wish is not None and job.wish.cached is not None:
+        usage.prompt_tokens_details = shapes.PromptDetails(job.wish.cached)
+    return usage

@@ -33,8 +33,8 @@ class _Figures(Collector):
 class Metrics:
     """Renders one engine's figures for Prometheus."""
 
-    def __init__(self, stepper: Stepper) -> None:
-        self._registry = CollectorRegistry()
+    def __init__(self, stepper: Stepper, registry: CollectorRegistry) -> None:
+        self._registry = registry
         self._registry.register(_Figures(stepper))
 
     def render(self) -> bytes:

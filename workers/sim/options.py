@@ -21,6 +21,9 @@ FaultName = Literal[
     "leak-child",  # a child process that nobody ends
     "leak-daemon",  # the same, double-forked into its own session
     "allocate",  # `bytes` of memory, touched
+    "drop-answer",  # a request is served, and its answer never sent
+    "transfer-fail",  # a transfer of KV blocks fails
+    "transfer-stall",  # a transfer of KV blocks never ends
     "log",  # nothing but `line`, which every other fault may print too
 ]
 
@@ -28,14 +31,15 @@ FaultName = Literal[
 class Fault(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
     """One thing that goes wrong, once per life.
 
-    It strikes during the start, or with the Nth request, or when N tokens were produced; the
-    canary counts for neither. `times`: only in the first so many incarnations. `member`: only in
-    this member of a gang.
+    It strikes during the start, or with the Nth request, or when N tokens were produced, or in the
+    middle of the Nth transfer of KV blocks, on either side; the canary counts for none. `times`:
+    only in the first so many incarnations. `member`: only in this member of a gang.
     """
 
     fault: FaultName
     after_requests: Positive | None = None
     after_tokens: Positive | None = None
+    after_transfers: Positive | None = None
     times: Positive | None = None
     member: Annotated[int, msgspec.Meta(ge=0)] | None = None
     line: str = ""
@@ -56,11 +60,13 @@ class Options(
 ):
     """The model of time and memory.
 
-    `prefill_rate` is tokens a second; `step` the time of one decode step of the whole batch.
+    `prefill_rate` and `transfer_rate` are prompt tokens a second; `step` the time of one decode
+    step of the whole batch. `kv_transfer` is there in prefill and decode workers.
     """
 
     startup: Seconds = 0.0
     prefill_rate: Annotated[float, msgspec.Meta(gt=0)] = 20_000.0
+    transfer_rate: Annotated[float, msgspec.Meta(gt=0)] = 1_000_000.0
     step: Seconds = 0.01
     batch_max: Positive = 256
     kv_blocks: Positive = 16_384
@@ -82,8 +88,9 @@ def decode_options(raw: dict[str, Any]) -> Options:
             f" {options.kv_blocks} kv-blocks of {options.block_size} tokens"
         )
     for fault in options.faults:
-        if fault.after_requests and fault.after_tokens:
+        if sum(map(bool, (fault.after_requests, fault.after_tokens, fault.after_transfers))) > 1:
             raise EngineConfigError(
-                f"simulator options: fault {fault.fault}: give after-requests or after-tokens"
+                f"simulator options: fault {fault.fault}: give one of after-requests,"
+                " after-tokens and after-transfers"
             )
     return options

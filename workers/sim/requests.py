@@ -13,6 +13,7 @@ from workers.sim import tokens
 from workers.sim.options import Options
 from workers.sim.sequence import Limits
 from workers.sim.shapes import RequestError
+from workers.sim.ticket import Wish, wish_of
 
 CHOICES_MAX = 128
 SEQUENCES_MAX = 1024
@@ -47,6 +48,7 @@ class Ask(msgspec.Struct, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
+    kv_transfer_params: dict[str, Any] | None = None
 
 
 class AskCompletion(Ask, kw_only=True):
@@ -112,6 +114,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: int | None
     token_ids: bool
     echo: bool
+    wish: Wish | None
 
 
 def read(body: bytes, kind: type[B]) -> B:
@@ -239,6 +242,7 @@ def _job(
         logprobs=logprobs,
         token_ids=bool(ask.return_token_ids),
         echo=echo,
+        wish=wish_of(ask.kv_transfer_params),
     )
 
 

@@ -3,13 +3,22 @@
 A field that is `UNSET` isn't written at all; one that is None is written as null, as vLLM does.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 OWNER = "dynorch-sim"
 """Who owns the models: how a client can tell that its answers are simulated."""
+
+Lent = dict[str, Any] | None | UnsetType
+"""`kv_transfer_params` of an answer; null where nothing is kept for another engine."""
+
+
+class PromptDetails(msgspec.Struct):
+    """Of the prompt's tokens, those that were found in a cache."""
+
+    cached_tokens: int
 
 
 class Usage(msgspec.Struct):
@@ -18,6 +27,7 @@ class Usage(msgspec.Struct):
     prompt_tokens: int
     total_tokens: int
     completion_tokens: int
+    prompt_tokens_details: PromptDetails | UnsetType = UNSET
 
 
 class CompletionLogprobs(msgspec.Struct):
@@ -49,6 +59,7 @@ class Completion(msgspec.Struct):
     model: str
     choices: list[CompletionChoice]
     usage: Usage | UnsetType = UNSET
+    kv_transfer_params: Lent = UNSET
     object: Literal["text_completion"] = "text_completion"
 
 
@@ -113,6 +124,7 @@ class Chat(msgspec.Struct):
     choices: list[ChatChoice]
     usage: Usage
     prompt_token_ids: list[int] | UnsetType = UNSET
+    kv_transfer_params: Lent = UNSET
     object: Literal["chat.completion"] = "chat.completion"
 
 

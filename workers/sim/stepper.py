@@ -20,6 +20,7 @@ from workers.sim.blocks import Block, Blocks
 from workers.sim.options import Options
 from workers.sim.sequence import Sequence
 from workers.sim.sink import EngineDeadError, GenerationError, Sink
+from workers.sim.ticket import Wish
 
 
 class Connector(Protocol):
@@ -33,6 +34,9 @@ class Connector(Protocol):
 
     def dropped(self, sequence: Sequence) -> None:
         """Note that its client left before its blocks were there."""
+
+    def rejected(self, wish: Wish | None) -> None:
+        """Note that a request was refused before it was a sequence."""
 
     def lend(self, sequence: Sequence) -> None:
         """Take over the blocks of a sequence that has ended, until others have read them."""

@@ -38,8 +38,11 @@ class Wish(msgspec.Struct, frozen=True):
     fetches: bool
     cached: int | None = None
 
-    def ticket(self) -> Ticket | None:
-        """Read the ticket; None where vLLM waits for ever. MalformedError where it dies."""
+    def ticket(self, wanted: int = 0) -> Ticket | None:
+        """Read the ticket; None where vLLM waits for ever. MalformedError where it dies.
+
+        `wanted`: how many blocks it must be for.
+        """
         groups = self.params.get("remote_block_ids")
         if not groups:
             raise MalformedError("AssertionError: assert num_external_tokens == 0")
@@ -48,9 +51,12 @@ class Wish(msgspec.Struct, frozen=True):
         try:
             (blocks,) = msgspec.convert(groups, tuple[list[int]])
             engine, request, host, port = (self.params[name] for name in WHERE)
-            return Ticket(engine, str(request), str(host), int(port), blocks)
+            ticket = Ticket(engine, str(request), str(host), int(port), blocks)
         except (msgspec.ValidationError, TypeError, ValueError) as error:
             raise MalformedError(f"{type(error).__name__}: {error}") from error
+        if len(blocks) < wanted:
+            raise MalformedError("AssertionError: assert num_decode_blocks <= len(prefill_group)")
+        return ticket
 
     def request(self) -> str:
         """Name the request that the other engine keeps blocks for, if the ticket does."""

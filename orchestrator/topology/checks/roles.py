@@ -101,8 +101,10 @@ def _fault(fault: Fault) -> Iterator[tuple[list[str], str, str]]:
         yield [], 'fault = "log" needs line', 'add line = "CUDA out of memory"'
     if fault.signal is not None and fault.fault != "crash":
         yield ["signal"], 'only fault = "crash" has this key', "leave it out"
-    if fault.after_requests and fault.after_tokens:
+    if fault.after_tokens and fault.after_requests:
         yield ["after-tokens"], "it can't wait for requests and tokens both", "leave one out"
+    if fault.after_transfers and (fault.after_requests or fault.after_tokens):
+        yield ["after-transfers"], "it can't wait for transfers and another count", "leave one out"
 
 
 def disaggregation(topology: Topology) -> Iterator[Finding]:
