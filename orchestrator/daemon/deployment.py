@@ -102,9 +102,9 @@ class Deployment:
     """One topology that is up, or on its way down.
 
     `olds`: the topologies that pinned replicas were read from. `asked`: units that were told to
-    stop. `stopping`: parts that are being stopped in order, and how long they may drain. `holding`:
-    it was adopted, and its routing table isn't published before its workers have told again where
-    they are.
+    stop. `leaving`: those of the level that is on its way down. `stopping`: parts that are being
+    stopped in order, and how long they may drain. `holding`: it was adopted, and its routing table
+    isn't published before its workers have told again where they are.
     """
 
     kept: Kept
@@ -112,6 +112,7 @@ class Deployment:
     plan: Plan
     olds: dict[str, Topology] = field(default_factory=dict)
     asked: set[ReplicaId] = field(default_factory=set)
+    leaving: set[ReplicaId] = field(default_factory=set)
     stopping: dict[ReplicaId, float | None] = field(default_factory=dict)
     at_once: bool = False
     holding: bool = False

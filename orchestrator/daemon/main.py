@@ -32,7 +32,7 @@ from orchestrator.daemon.adoption import Adoption
 from orchestrator.daemon.checks import Checks
 from orchestrator.daemon.control import Control
 from orchestrator.daemon.deployment import Deployment
-from orchestrator.daemon.deployments import Deployments, write_atomically
+from orchestrator.daemon.deployments import Deployments, write_atomically, write_over
 from orchestrator.daemon.failures import Failures
 from orchestrator.daemon.foreground import Foreground
 from orchestrator.daemon.gate import GpuGate
@@ -243,7 +243,7 @@ class Daemon:
     def _save(self, replica: ReplicaId, state: State) -> None:
         """Write a state down. A full disk stops nothing: the next daemon finds an older state."""
         try:
-            write_atomically(
+            write_over(
                 self._run_dir.replica(replica), encode_saved(Saved(self._boot, state, SCHEMA))
             )
         except OSError as error:

@@ -27,6 +27,9 @@ NOT_FOUND = 127
 DESCRIPTORS_MAX = 1 << 20
 """Beyond the highest descriptor there can be; closing all up to it is one call to the kernel."""
 
+ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR})
+"""What a directory of PATH says that doesn't have the command."""
+
 TEXT_MAX = 500
 """Characters of an error's text; what a pipe takes in one piece has room for them, escaped."""
 
@@ -142,7 +145,21 @@ def _execute(spawn: Spawn, report: int) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     with Report(report, f"cannot run {spawn.argv[0]!r}"):
-        os.execvpe(spawn.argv[0], spawn.argv, spawn.environment())  # noqa: S606 - no shell
+        execute(spawn.argv, spawn.environment())
+
+
+def execute(argv: list[str], env: dict[str, str]) -> None:
+    """`os.execvpe` without its import of `warnings`, which every start would pay for anew."""
+    failed: OSError | None = None
+    for folder in [""] if "/" in argv[0] else env.get("PATH", os.defpath).split(":"):
+        try:
+            os.execve(os.path.join(folder, argv[0]), argv, env)  # noqa: S606 - no shell
+        except (FileNotFoundError, NotADirectoryError) as error:
+            failed = failed or error
+        except OSError as error:  # it is there, and can't be run: more telling than "not found"
+            failed = error if failed is None or failed.errno in ABSENT else failed
+    assert failed is not None, "split returns at least one"
+    raise failed
 
 
 def _find(spawn: Spawn) -> Entry:

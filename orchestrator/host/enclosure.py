@@ -40,6 +40,10 @@ class Walk:
         """Fork main: its pid, and 0 in main. OSError when nobody can be forked."""
         return os.fork()
 
+    def present(self) -> list[procfs.Stat]:
+        """Whom one walk finds, zombies included: enough where nobody is to be killed."""
+        return procfs.descendants(os.getpid())
+
     def members(self) -> list[procfs.Stat]:
         """Everybody of the tree who is there now, zombies included."""
         return tree.of_shim(os.getpid())

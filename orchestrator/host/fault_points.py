@@ -35,7 +35,7 @@ POINTS = {
     "adoption.lives-removed": "the directories of dead lives are gone, nothing new is begun",
     "adoption.over": "everything is adopted, nobody was told so",
     "supervisor.decided": "a step was decided, nothing is on disk",
-    "disk.drafted": "a state or a topology is on disk, still under another name",
+    "disk.drafted": "a state or a topology is about to take the old one's place on disk",
     "supervisor.saved": "the state is on disk, nobody knows",
     "supervisor.published": "the routing table is out, the journal doesn't know",
     "supervisor.recorded": "the journal knows, nothing is done",

@@ -9,6 +9,7 @@ import contextlib
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
 from orchestrator.host.identity import Identity
 
@@ -33,9 +34,9 @@ class ExecError(msgspec.Struct, frozen=True):
 
 
 class LifeRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """life.json: who lives here.
+    """life.json: who lives here. A second line has what is known since main was forked (`Born`).
 
-    `main` is None until it was forked. `log_from`: the log file's size when this life began.
+    `main` is None until then. `log_from`: the log file's size when this life began.
     `pipe` is the inode of the output pipe. `started_at` is monotonic seconds of this boot,
     `started_wall` seconds since the epoch. `directory`: the life's own. `group`: the tree's control
     group, if it has one.
@@ -59,6 +60,14 @@ class LifeRecord(msgspec.Struct, frozen=True, kw_only=True):
     def shim_identity(self) -> Identity:
         """The shim, so that it can't be confused with another process."""
         return Identity(self.boot_id, self.shim.pid, self.shim.starttime)
+
+
+class Born(msgspec.Struct, frozen=True):
+    """The second line of life.json."""
+
+    main: Process
+    group: str = ""
+    pipe: int = 0
 
 
 class Said(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,13 +159,19 @@ ShimEvent = StateSeen | MainExited | TreeEmpty | Refused | ShimLost
 
 decode_event = msgspec.json.Decoder(FromShim).decode
 _decode_life = msgspec.json.Decoder(LifeRecord).decode
+_decode_born = msgspec.json.Decoder(Born).decode
 _decode_exit = msgspec.json.Decoder(TreeEmpty).decode
 
 
 def read_life(directory: Path) -> LifeRecord | None:
     """Return who lives in this directory; None when no shim got that far."""
     with contextlib.suppress(OSError, msgspec.MsgspecError):
-        return _decode_life((directory / "life.json").read_bytes())
+        first, _, second = (directory / "life.json").read_bytes().partition(b"\n")
+        record = _decode_life(first)
+        with contextlib.suppress(msgspec.MsgspecError):  # it isn't there yet
+            born = _decode_born(second)
+            return structs.replace(record, main=born.main, group=born.group, pipe=born.pipe)
+        return record
     return None
 
 

@@ -167,7 +167,7 @@ class RunDir:
     def remove_life(self, directory: Path) -> None:
         """Remove a life's directory; call it when its exit record was consumed."""
         assert directory.parent == self.lives, directory
-        shutil.rmtree(directory, ignore_errors=True)
+        _remove(directory)
 
     def make_probe(self) -> Path:
         """Make a directory for one run of a check command: a life, but nobody's worker."""
@@ -178,7 +178,7 @@ class RunDir:
     def remove_probe(self, directory: Path) -> None:
         """Remove it again; call it when nothing of that run is left."""
         assert directory.parent == self.probes, directory
-        shutil.rmtree(directory, ignore_errors=True)
+        _remove(directory)
 
     def scan(self) -> list[FoundLife]:
         """Look at every life that ever got as far as having a shim, oldest first."""
@@ -251,6 +251,19 @@ class RunDir:
             if not link.is_symlink() or link.readlink() != source / package:
                 link.unlink(missing_ok=True)
                 link.symlink_to(source / package)
+
+
+def _remove(directory: Path) -> None:
+    """Remove a life's directory: at once where nothing unusual lies in it, as nearly always."""
+    try:
+        for one in directory.iterdir():
+            if one.is_dir() and not one.is_symlink():
+                one.rmdir()
+            else:
+                one.unlink()
+        directory.rmdir()
+    except OSError:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _life_of(record: records.LifeRecord | None) -> LifeId | None:

@@ -28,7 +28,7 @@ from orchestrator.host.clients import Clients
 from orchestrator.host.fault_points import reached
 from orchestrator.host.notify import Notify
 from orchestrator.host.spawn import Spawn
-from orchestrator.host.whole_file import write_whole
+from orchestrator.host.whole_file import append, write_new
 
 PROTOCOL = 1
 KILL_PAUSE_S = 0.05
@@ -41,9 +41,9 @@ RETRY_S = 5.0
 """How often writing the exit record is tried where the disk is full."""
 
 
-def write_record(directory: str, name: str, record: dict[str, object]) -> None:
-    """Replace a file of the life's directory."""
-    write_whole(os.path.join(directory, name), json.dumps(record).encode())
+def line_of(record: dict[str, object]) -> bytes:
+    """Return a record as the files of a life's directory have it."""
+    return json.dumps(record).encode() + b"\n"
 
 
 class Shim:
@@ -69,11 +69,11 @@ class Shim:
         self._output = self._report = self._wakeups = -1
         self._output_rests_until: float | None = None
         self._output_came = 0.0
-        self._leftovers = shm.Leftovers(time.time(), os.path.join(spawn.directory, shm.NAMES))
+        self._leftovers = shm.Leftovers(time.time(), self._path(shm.NAMES))
         self._enclosure = enclosure.of(spawn)
         self._told_dropped_bytes = 0
         self._notes = kernel.Notes()
-        self._notify = Notify(self._poll, spawn, self._enclosure.members)
+        self._notify = Notify(self._poll, spawn, self._enclosure.present)
 
     def prepare(self, keep: tuple[int, ...]) -> None:
         """Become what a shim is and leave a record of it. OSError says what can't be had.
@@ -104,13 +104,13 @@ class Shim:
         }
         self._clients.listen(spawn.directory)
         self._notify.listen()
-        self._keep()
+        write_new(self._path("life.json"), line_of(self._record))
         self._enclosure.prepare()
 
     def withdraw(self) -> None:
         """Take the record back: the daemon is dead, and there was never a worker to be lost."""
         with contextlib.suppress(OSError):
-            os.unlink(os.path.join(self._spawn.directory, "life.json"))
+            os.unlink(self._path("life.json"))
 
     def fork(self) -> int | None:
         """Fork the worker. Returns None in the shim; in the worker, where to report trouble."""
@@ -132,10 +132,14 @@ class Shim:
         os.close(report_end)
         self._notes.begin()
         self._output, self._wakeups = output, wakeups
-        self._record["main"] = procfs.identity(self._main)
-        self._record["group"] = self._enclosure.group
-        self._record["pipe"] = os.fstat(output).st_ino
-        self._keep_if_there_is_room()
+        born = {
+            "main": procfs.identity(self._main),
+            "group": self._enclosure.group,
+            "pipe": os.fstat(output).st_ino,
+        }
+        self._record |= born
+        with contextlib.suppress(OSError):  # a full disk: our clients know more than the record
+            append(self._path("life.json"), line_of(born))
         reached("shim.forked")
         return None
 
@@ -266,7 +270,7 @@ class Shim:
             self._deadline = now + grace_s
 
     def _note(self) -> None:
-        for one in self._enclosure.members()[: tree.NOTED_MAX]:
+        for one in self._enclosure.present()[: tree.NOTED_MAX]:
             self._leftovers.note(one.pid)
         self._leftovers.keep()
 
@@ -346,15 +350,8 @@ class Shim:
             "dropped_bytes": self._log.dropped_bytes,
         }
 
-    def _keep(self) -> None:
-        write_record(self._spawn.directory, "life.json", self._record)
-
-    def _keep_if_there_is_room(self) -> None:
-        """Complete the record. On a full disk it stays as it was, and our clients know more."""
-        try:
-            self._keep()
-        except OSError:
-            return
+    def _path(self, name: str) -> str:
+        return os.path.join(self._spawn.directory, name)
 
     # The end.
 
@@ -386,7 +383,7 @@ class Shim:
 
     def _leave(self, record: dict[str, object]) -> bool:
         try:
-            write_record(self._spawn.directory, "exit.json", record)
+            write_new(self._path("exit.json"), line_of(record))
         except FileNotFoundError:
             pass  # somebody removed the life's directory: nobody wants to know
         except OSError:

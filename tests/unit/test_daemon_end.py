@@ -138,7 +138,7 @@ def test_a_full_disk_costs_a_line_not_the_step(house, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "write_atomically", full)
+    monkeypatch.setattr(module, "write_over", full)
     house.daemon._save(ReplicaId("agg", "worker", 0), State(name="agg/worker-0"))
     ((subject, what, reason),) = house.events
     assert (subject, what) == ("agg/worker-0", "not-saved")

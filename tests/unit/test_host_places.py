@@ -95,6 +95,30 @@ def life_record(**fields):
     }  # fmt: skip
 
 
+def test_a_second_line_completes_a_life_s_record(run):
+    directory = run.make_life(LIFE)
+    life = directory / "life.json"
+    first = msgspec.json.encode({**life_record(), "main": None, "pipe": 0}) + b"\n"
+    born = b'{"main": {"pid": 7, "starttime": 8}, "group": "/g", "pipe": 9}\n'
+    for second, main, pipe in ((b"", None, 0), (born[:20], None, 0), (born, 7, 9)):
+        life.write_bytes(first + second)
+        record = records.read_life(directory)
+        assert (record.main and record.main.pid, record.pipe) == (main, pipe)
+
+
+def test_a_life_s_directory_goes_with_whatever_is_in_it(run):
+    plain, full = run.make_life(LIFE), run.make_life(LifeId.parse("agg/worker-0.1#5"))
+    (plain / "life.json").touch()
+    (plain / "link").symlink_to(full)
+    (full / "t" / "deep").mkdir()
+    (full / "t" / "deep" / "file").touch()
+    run.remove_life(plain)
+    assert not plain.exists()
+    assert (full / "t" / "deep" / "file").exists()
+    run.remove_life(full)
+    assert list(run.lives.iterdir()) == []
+
+
 def test_a_scan_tells_the_living_from_the_ended_and_the_lost(run):
     directory = run.make_life(LIFE)
     life = directory / "life.json"
