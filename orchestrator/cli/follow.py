@@ -8,6 +8,7 @@ first asks for an orderly end, the second for a quick one.
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -22,8 +23,8 @@ LOOK_S = 0.5
 IDLE_S = 5.0
 SETTLE_S = 0.05
 """After an event, the rest of the same change follows at once: wait for it before asking."""
-BURST_MAX = 10
-"""But no longer than this many: in a storm of events the display must go on."""
+BURST_S = 0.25
+"""But no longer than this: in a storm of events the display must go on."""
 
 IN_MOTION = frozenset({"waiting", "starting", "draining", "stopping"})
 
@@ -60,13 +61,18 @@ class Follower:
 
     def next(self) -> TopologyStatus | None:
         """Wait for a change or for LOOK_S; None when the topology isn't there any more."""
-        if self._subscription.next(LOOK_S) is not None:
-            for _ in range(BURST_MAX):
-                if self._subscription.next(SETTLE_S) is None:
-                    break
+        self._gather()
         snapshot = self.look()
         self.progress.show(snapshot)
         return self.present(snapshot)
+
+    def _gather(self) -> None:
+        """Take the events of one change; none follows on the topology's last."""
+        event = self._subscription.next(LOOK_S)
+        until = time.monotonic() + BURST_S
+        while event is not None and (event.subject, event.what) != (self._name, "gone"):
+            left_s = until - time.monotonic()
+            event = self._subscription.next(min(SETTLE_S, left_s)) if left_s > 0 else None
 
     def event(self) -> Event | None:
         """Wait for the next event, without an end but the daemon's; then look."""

@@ -5,6 +5,7 @@ depends on the file, the inventory and the chosen engine alone, so two runs prin
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Literal
 
 import msgspec
@@ -69,15 +70,15 @@ class PlannedWorker(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(f"{on} ({given[on]})" if on in given else on for on in self.depends_on)
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class Plan(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """All workers, in the order of the file: frontends, roles, processes."""
 
     topology: str
     engines: dict[str, Engine]
     workers: tuple[PlannedWorker, ...]
 
-    @property
-    def replicas(self) -> dict[ReplicaId, tuple[PlannedWorker, ...]]:
+    @cached_property
+    def replicas(self) -> Mapping[ReplicaId, tuple[PlannedWorker, ...]]:
         """The workers of each replica, by member."""
         found: dict[ReplicaId, tuple[PlannedWorker, ...]] = {}
         for worker in self.workers:

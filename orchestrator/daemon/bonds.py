@@ -3,7 +3,7 @@
 The file speaks of roles and processes, the core of replicas. Every replica of what is named counts.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from orchestrator.core.fleet import GONE, TOGETHER, Need
 from orchestrator.core.groups import Bond
@@ -12,13 +12,12 @@ from orchestrator.topology.schema import Topology
 from orchestrator.wire.ids import ReplicaId
 
 
-def needs(topology: Topology, replicas: Iterable[ReplicaId], role: str) -> tuple[Need, ...]:
+def needs(topology: Topology, replicas: Collection[ReplicaId], role: str) -> tuple[Need, ...]:
     """What must be so before a replica of this role starts."""
-    replicas = list(replicas)
     depends_on = _depends_on(topology, role)
     found = [
         Need(replica, depends_on[replica.role] or _usual(topology, replica.role))
-        for replica in replicas
+        for replica in (replicas if depends_on else ())
         if replica.role in depends_on
     ]
     for _, group in _groups_of(topology, role):
@@ -35,9 +34,8 @@ def needs(topology: Topology, replicas: Iterable[ReplicaId], role: str) -> tuple
     return tuple(found)
 
 
-def bonds(topology: Topology, replicas: Iterable[ReplicaId], role: str) -> tuple[Bond, ...]:
+def bonds(topology: Topology, replicas: Collection[ReplicaId], role: str) -> tuple[Bond, ...]:
     """With whom a replica of this role goes down."""
-    replicas = list(replicas)
     found = []
     for name, group in _groups_of(topology, role):
         fatal = set(group.members) if group.strategy == "one-for-all" else group.before(role)

@@ -5,6 +5,7 @@ daemon lives is asked of its lock file, never guessed from a timeout, so `status
 at once, and a hung daemon is told apart from an absent one.
 """
 
+import contextlib
 import os
 import select
 import sys
@@ -42,6 +43,20 @@ HANDOVER_S, HANDOVER_LOOK_S = 30.0, 0.02
 """While one daemon takes over from another, a verb waits this long, and looks this often."""
 
 
+@contextlib.contextmanager
+def _death_of(pid: int) -> Iterator[int | None]:
+    """Give a descriptor that becomes readable when this process dies; None: it is dead."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        yield None
+        return
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)
+
+
 class Client:
     """One connection to the daemon of a run directory. Use as a context manager."""
 
@@ -70,17 +85,30 @@ class Client:
         try:
             socket.connect(f"ipc://{self._run_dir}/control.sock")
             socket.send(messages.encode(messages.Verb(name, args)))
-            deadline = time.monotonic() + timeout_s
-            while not socket.poll(round(GLANCE_S * 1000)):
-                if daemon_pid(self._run_dir) != pid and not socket.poll(0):  # nor its last words
-                    raise NoDaemonError
-                if time.monotonic() > deadline:
-                    raise DaemonSilentError(
-                        f"the daemon (pid {pid}) did not answer `{name}` within {timeout_s:g} s"
-                    )
+            if not self._hears(socket, pid, timeout_s):
+                raise DaemonSilentError(
+                    f"the daemon (pid {pid}) did not answer `{name}` within {timeout_s:g} s"
+                )
             return messages.decode_reply(socket.recv())
         finally:
             socket.close()
+
+    def _hears(self, socket: zmq.Socket[bytes], pid: int, timeout_s: float) -> bool:
+        """Wait for an answer; NoDaemonError as soon as there is nobody to give one."""
+        poller = zmq.Poller()
+        poller.register(socket, zmq.POLLIN)
+        with _death_of(pid) as death:
+            if death is not None:
+                poller.register(death, zmq.POLLIN)
+            deadline = time.monotonic() + timeout_s
+            while time.monotonic() <= deadline:
+                news = dict(poller.poll(round(GLANCE_S * 1000)))
+                gone = death in news or daemon_pid(self._run_dir) != pid
+                if socket in news or socket.poll(0):  # be it its last words
+                    return True
+                if gone:
+                    raise NoDaemonError
+        return False
 
     def _successor(self) -> int:
         """The pid of the daemon that is just taking over; NoDaemonError when none is."""

@@ -78,6 +78,8 @@ class Supervisor:
         self._needs: dict[str, dict[ReplicaId, tuple[fleet.Need, ...]]] = {}
         self._bonds: dict[str, dict[ReplicaId, tuple[groups.Bond, ...]]] = {}
         self._mailbox: deque[Letter] = deque()
+        # How many of an operator's requests are in it, by replica.
+        self._requests: dict[ReplicaId, int] = {}
         self._timers: dict[ReplicaId, asyncio.TimerHandle] = {}
         self._scheduled = False
         self._frozen = False
@@ -141,6 +143,8 @@ class Supervisor:
         `then` is called once what it says can't be lost any more: the state that knows it is on
         disk. Whoever owns the only other record of a fact removes that record there.
         """
+        if isinstance(event, events.Request):
+            self._requests[replica] = self._requests.get(replica, 0) + 1
         self._mailbox.append((replica, event, then))
         self._schedule()
 
@@ -155,11 +159,7 @@ class Supervisor:
 
     def request(self, unit: Unit, make: Callable[[int], events.Event]) -> None:
         """Post an operator's request with the next intent number."""
-        queued = sum(
-            1
-            for replica, event, _ in self._mailbox
-            if replica == unit.id and isinstance(event, events.Request)
-        )
+        queued = self._requests.get(unit.id, 0)
         self.post(unit.id, make(unit.state.intent + queued + 1))
 
     def freeze(self) -> None:
@@ -177,6 +177,9 @@ class Supervisor:
             return
         for _ in range(min(TURN_MAX, len(self._mailbox))):
             replica, event, then = self._mailbox.popleft()
+            if isinstance(event, events.Request):
+                left = self._requests.pop(replica) - 1
+                self._requests |= {replica: left} if left else {}
             unit = self.units.get(replica)
             if unit is not None:
                 self._take(unit, event)
@@ -191,6 +194,7 @@ class Supervisor:
         For adoption: these events are old news, and nobody may start on what only used to be true.
         """
         self._mailbox, news = deque(), self._mailbox
+        self._requests.clear()
         for replica, event, then in news:
             self._step(self.units[replica], event)
             if then is not None:
