@@ -15,16 +15,14 @@ What carries a tag of ours and belongs to no present life is ended. Nobody else 
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping
-from pathlib import Path
 from typing import Protocol
-
-import msgspec
 
 from orchestrator.core import events, gate
 from orchestrator.core.devices import Device, Holder, Memory, Reading, Trouble
 from orchestrator.core.reasons import Cause
 from orchestrator.core.state import LIVE, Hold, Phase, State
-from orchestrator.daemon.deployments import RESTING, write_atomically
+from orchestrator.daemon.deployments import RESTING
+from orchestrator.daemon.gate_book import GateBook
 from orchestrator.daemon.launcher import Life
 from orchestrator.daemon.unit import Unit
 from orchestrator.host import gpus, procfs
@@ -43,13 +41,6 @@ WHO_S = 5.0
 
 ENDING_S = 0.5
 """How often, while an orphan of ours is being ended."""
-
-
-class Kept(msgspec.Struct, frozen=True):
-    """gpus.json: what is known of devices, by UUID, in the boot that it was learnt in."""
-
-    boot: str
-    known: dict[str, gate.Known] = {}
 
 
 class Told(Protocol):
@@ -76,13 +67,12 @@ class GpuGate:
         self._provider = provider
         self._lane = lane
         self._root = run_dir.root
-        self._path = run_dir.gpus
         self._units = units
         self._lives = lives
         self._tell = tell
         self._publisher = publisher
-        self._boot = procfs.boot_id()
-        self._gate = gate.Gate(known=_known(self._path, self._boot))
+        self._book = GateBook(run_dir.gpus, procfs.boot_id(), self._not_saved)
+        self._gate = gate.Gate(known=self._book.known)
         self._by_hand: set[ReplicaId] = set()
         self._holders: dict[str, list[Holder]] = {}
         self._asked_at: dict[str, float] = {}
@@ -244,12 +234,47 @@ class GpuGate:
         self._keep(outcome.gate)
         for replica, reason in outcome.noted:
             self._publisher.event(replica, "gpu-held", reason=str(reason))
+        self._note_before(outcome.told, readings)
         for replica, told in outcome.told:
             self._tell(replica, told)
         for uuid in set(self._holders) - outcome.unclear:
             del self._holders[uuid]
         for uuid in set(self._asked_at) - outcome.unclear:
             del self._asked_at[uuid]
+
+    def _note_before(
+        self, told: Iterable[tuple[ReplicaId, gate.Told]], readings: Mapping[str, Reading]
+    ) -> None:
+        """Note what was in use where somebody may start now: should it fail, that is asked."""
+        used = {
+            replica: {
+                uuid: each.used_bytes
+                for uuid in uuids_of(self._units[replica])
+                if isinstance(each := readings.get(uuid), Memory)
+            }
+            for replica, news in told
+            if isinstance(news, events.Cleared)
+        }
+        self._book.let_through(used, self._units)
+
+    async def memory(self, unit: Unit) -> dict[str, dict[str, int | str | None]] | None:
+        """What was in use on each device before this unit's last start, and is now, in bytes.
+
+        None where it has no devices or nobody is to look.
+        """
+        devices = devices_of(unit)
+        if not devices or not self._provider.judges:
+            return None
+        before = self._book.before(unit.id)
+        found: dict[str, dict[str, int | str | None]] = {}
+        for uuid, answer in (await self._read(uuids_of(unit))).items():
+            found[uuid] = {"before_bytes": before.get(uuid), "end_bytes": None}
+            if isinstance(answer, Memory):
+                found[uuid] |= {"end_bytes": answer.used_bytes, "total_bytes": answer.total_bytes}
+            else:
+                found[uuid]["trouble"] = answer.text
+        self._soon()  # the session with the driver is closed there
+        return {device.uuid: {"index": device.index, **found[device.uuid]} for device in devices}
 
     def _note_loss(self, unit: Unit) -> None:
         """A worker died of its GPU: nobody is to start there before somebody has looked."""
@@ -271,10 +296,10 @@ class GpuGate:
                 what = "gpu-quarantined" if known.quarantine else "gpu-released"
                 reason = f"{uuid}: {known.quarantine or was}"
                 self._publisher.event("daemon", what, reason=reason)
-        try:
-            write_atomically(self._path, msgspec.json.encode(Kept(self._boot, new.known)))
-        except OSError as error:
-            self._publisher.event("daemon", "not-saved", reason=str(error))
+        self._book.learn(new.known)
+
+    def _not_saved(self, error: str) -> None:
+        self._publisher.event("daemon", "not-saved", reason=error)
 
     # ---- who holds it ------------------------------------------------------------------------
 
@@ -341,11 +366,3 @@ def reading(answer: gpus.Memory | gpus.Mute) -> Reading:
     if isinstance(answer, gpus.Mute):
         return Trouble(answer.text, lost=answer.lost)
     return Memory(answer.total_bytes, answer.used_bytes, answer.free_bytes)
-
-
-def _known(path: Path, boot: str) -> dict[str, gate.Known]:
-    try:
-        kept = msgspec.json.decode(path.read_bytes(), type=Kept)
-    except (OSError, msgspec.MsgspecError):
-        return {}
-    return kept.known if kept.boot == boot else {}

@@ -133,13 +133,13 @@ class Daemon:
         )
         self._checks = Checks(run_dir, self._nursery.zygote, self._reaper)
         self._prober = Prober(self._supervisor, self._checks)
-        self._failures = Failures(state_dir.failures)
         self._notices = Notices(self._supervisor)
         self._driver = Lane("the GPU driver (NVML)")
         self._gate = GpuGate(
             provider(os.environ), self._driver, run_dir=run_dir, units=self._supervisor.units,
             lives=self._launcher.lives, tell=self._supervisor.tell, publisher=self._publisher,
         )  # fmt: skip
+        self._failures = Failures(state_dir.failures, self._gate.memory, self._not_saved)
         self._verbs = Verbs(
             self._supervisor, self._deployments, self.status, self._watch, self._machine
         )
@@ -176,10 +176,7 @@ class Daemon:
         self._systemd.changed()
         self._prober.changed(unit)
         self._notices.changed(unit)
-        try:
-            self._failures.changed(unit, before)
-        except OSError as error:
-            self._publisher.event(unit.id, "not-saved", reason=str(error))
+        self._failures.changed(unit, before)
 
     def settled(self, unit: Unit) -> None:
         """See `Deployments.settled`."""
@@ -247,7 +244,10 @@ class Daemon:
                 self._run_dir.replica(replica), encode_saved(Saved(self._boot, state, SCHEMA))
             )
         except OSError as error:
-            self._publisher.event(replica, "not-saved", reason=str(error))
+            self._not_saved(replica, str(error))
+
+    def _not_saved(self, replica: ReplicaId, error: str) -> None:
+        self._publisher.event(replica, "not-saved", reason=error)
 
     async def serve(self, ready_fd: int, inherited: takeover.Inherited | None = None) -> int:
         """Adopt what lives, answer verbs, until it is over.
@@ -296,6 +296,7 @@ class Daemon:
         self._publisher.event(
             "daemon", "ended", reason=_bug(self._bug), detail={"pid": str(os.getpid())}
         )
+        await self._failures.close()
         self._gate.close()
         self._foreground.close()
         self._systemd.close()

@@ -1,5 +1,6 @@
 """The gate on a whole dynorch: memory that isn't free delays exactly the start that needs it."""
 
+import json
 import os
 import signal
 
@@ -67,6 +68,14 @@ def test_statement_14_nothing_is_born_before_the_memory_is_back(dynorch, fake):
     assert back["incarnation"] == 2
     assert "SIGKILL" in back["reason"]
     assert dynorch.pid("b") == other
+
+
+def test_who_was_given_up_leaves_how_much_memory_was_in_use_before_and_after(dynorch, fake):
+    text = gpus.TWO.replace('command = ["sleep", "3600"]', 'command = ["sh", "-c", "exit 2"]', 1)
+    dynorch("up", "--ci", dynorch.file(text), code=3)
+    (line,) = (dynorch.state_dir / "failures.jsonl").read_text().splitlines()
+    numbers = {"before_bytes": gpus.IDLE, "end_bytes": gpus.IDLE, "total_bytes": 80 * gpus.GIB}
+    assert json.loads(line)["gpu_memory"] == {"GPU-0-fake": {"index": 0, **numbers}}
 
 
 def test_statement_16_a_stranger_is_named_waited_for_and_never_touched(dynorch, fake, holder):
