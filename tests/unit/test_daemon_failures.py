@@ -7,7 +7,7 @@ import pytest
 from orchestrator.daemon.failures import Failures
 from tests.unit.test_daemon_gate import GIB, TWO, Room
 
-A, B = "GPU-declared-0", "GPU-declared-1"
+B = "GPU-declared-1"
 
 
 class Ward(Room):
@@ -29,7 +29,7 @@ class Ward(Room):
         super().changed(unit, before)
         self.failures.changed(unit, before)
 
-    def fails(self, name: str = "a") -> None:
+    def fails(self, name: str) -> None:
         """It can't start, and never will."""
         self.crash(name, 2)
         assert self.phase(f"two/{name}-0") == "failed"
@@ -48,7 +48,7 @@ def ward(short_path):
 
 
 def up(ward: Ward, text: str = TWO) -> None:
-    ward.driver.used[A] = GIB // 4
+    ward.driver.used[B] = GIB // 4
     ward.up(text + 'ready = { notify = true }\n[processes.c]\ncommand = ["c"]\n')
     ward.after(1.0)
     for name in "abc":
@@ -57,11 +57,11 @@ def up(ward: Ward, text: str = TWO) -> None:
 
 def test_the_memory_before_the_start_and_at_the_end_is_told(ward):
     up(ward)
-    ward.driver.used = {A: 70 * GIB}
-    ward.fails("a")
+    ward.driver.used = {B: 70 * GIB}
+    ward.fails("b")
     (found,) = ward.lines()
     numbers = {"before_bytes": GIB // 4, "end_bytes": 70 * GIB, "total_bytes": 80 * GIB}
-    assert found["gpu_memory"] == {A: {"index": 0, **numbers}}
+    assert found["gpu_memory"] == {B: {"index": 1, **numbers}}
 
 
 def test_it_is_asked_when_all_is_over_and_the_session_is_closed_again(ward):
@@ -82,7 +82,7 @@ def test_what_was_before_is_known_to_the_next_daemon(ward):
     ward.failures = ward.make_failures()
     ward.fails("b")
     (found,) = ward.lines()
-    assert (found["gpu_memory"][B]["before_bytes"], found["class"]) == (0, "config")
+    assert (found["gpu_memory"][B]["before_bytes"], found["class"]) == (GIB // 4, "config")
 
 
 def test_a_driver_that_hangs_costs_nothing_but_the_number(ward):
