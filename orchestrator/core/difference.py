@@ -20,7 +20,11 @@ Kind = Literal["unchanged", "live", "restart", "add", "remove"]
 
 READ_BY_US = frozenset({"id", "replica", "member", "depends_on", "conditions"})
 """Fields of a planned worker that no process is started with."""
-READY_TIMEOUT = "VLLM_ENGINE_READY_TIMEOUT_S"
+TIMEOUTS = {
+    worker_env.READY_TIMEOUT: "start.timeout_s",
+    worker_env.STEP_TIMEOUT: "liveness.busy_s",
+}
+"""Variables that repeat a rule for vLLM's own use, unless an operator has set them."""
 FOLLOWS = {"option drain-timeout"}
 """The frontend's own drain repeats `stop.drain`, for the day when no daemon tells it."""
 SHOWN_MAX = 60
@@ -91,7 +95,7 @@ def _change(replica: ReplicaId, old: Config, new: Config) -> Change:
 def _life_deltas(old: Config, new: Config) -> Iterator[Delta]:
     if len(old.members) != len(new.members):
         yield Delta("members", str(len(old.members)), str(len(new.members)))
-    follows = FOLLOWS | ({f"env {READY_TIMEOUT}"} if _timeout_follows(old, new) else set())
+    follows = FOLLOWS | {f"env {name}" for name in TIMEOUTS if _follows(name, old, new)}
     seen: set[Delta] = set()
     for before, after in zip(old.members, new.members, strict=False):
         for delta in _worker_deltas(before, after):
@@ -148,12 +152,12 @@ def _is_secret(name: str) -> bool:
     )
 
 
-def _timeout_follows(old: Config, new: Config) -> bool:
+def _follows(name: str, old: Config, new: Config) -> bool:
     """Say whether the engine's own time-out is on both sides ours, and not an operator's."""
     for config in (old, new):
-        timeout = config.rules.get("start.timeout_s")
-        ours = None if timeout is None else str(max(1, round(timeout)))
-        if any(worker.env.get(READY_TIMEOUT, ours) != ours for worker in config.members):
+        timeout = config.rules.get(TIMEOUTS[name])
+        ours = None if timeout is None else worker_env.whole(timeout)
+        if any(worker.env.get(name, ours) != ours for worker in config.members):
             return False
     return True
 

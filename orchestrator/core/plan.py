@@ -13,16 +13,14 @@ from msgspec.structs import replace
 
 from orchestrator.core import kv_transfer, worker_env
 from orchestrator.core.placement import Engine, Placed, Placements
-from orchestrator.core.vllm_flags import role_flags, serve_argv
-from orchestrator.core.worker_env import SIDE_CHANNEL, additions
+from orchestrator.core.vllm_flags import RENDEZVOUS, role_flags, serve_argv
+from orchestrator.core.worker_env import SIDE_CHANNEL, additions, vllm_env
 from orchestrator.topology.processes import Process
 from orchestrator.topology.roles import EngineRole
 from orchestrator.topology.schema import FRONTEND, Topology
 from orchestrator.wire.ids import ReplicaId
 
 Kind = Literal["aggregated", "prefill", "decode", "frontend", "process"]
-RENDEZVOUS = "rendezvous"
-"""The port at which a gang's members meet, in `PlannedWorker.ports`."""
 ENTRIES = {
     "vllm": "workers.vllm.main:main",
     "sim": "workers.sim.main:main",
@@ -127,12 +125,7 @@ def _frontend(topology: Topology, index: int) -> PlannedWorker:
         member=0,
         kind="frontend",
         entry=ENTRIES[FRONTEND],
-        env=additions(
-            engine="",
-            declared=frontend.env,
-            gpu_uuids=(),
-            start_timeout_s=frontend.start.timeout_s,
-        ),
+        env=additions(frontend.env),
         ports={"http": frontend.port},
         options=frontend.options() | kv_transfer.frontend_options(topology.kv_transfer),
     )
@@ -142,13 +135,13 @@ def _engine_worker(
     topology: Topology, role: EngineRole, engine: Engine, placed: Placed
 ) -> PlannedWorker:
     assert role.model is not None, "the loader fills in the topology's model"
-    declared = dict(role.env)
-    if engine.name == "vllm" and role.model.startswith(("/", "./", "~")):
-        # A local model needs nothing from the hub, whose time-outs would delay each start.
-        declared.setdefault("HF_HUB_OFFLINE", "1")
     uuids = tuple(gpu.uuid for gpu in placed.gpus)
     flags = role_flags(role, placed.member, topology.kv_transfer, has_gpus=bool(uuids))
     ports, counts = _ports(role)
+    declared = role.env
+    if engine.name == "vllm":
+        start_s, step_s = role.start.timeout_s, role.liveness.busy_s
+        declared = vllm_env(role.model, flags, start_s=start_s, step_s=step_s) | declared
     return PlannedWorker(
         id=placed.replica.life(placed.member, 0).worker,
         replica=placed.replica,
@@ -160,12 +153,7 @@ def _engine_worker(
         entry=ENTRIES[engine.name],
         argv=("vllm", *serve_argv(role.model, flags)) if engine.name == "vllm" else (),
         python=role.python if engine.name == "vllm" else None,
-        env=additions(
-            engine=engine.name,
-            declared=declared,
-            gpu_uuids=uuids,
-            start_timeout_s=role.start.timeout_s,
-        ),
+        env=additions(declared, gpu_uuids=uuids),
         gpus=tuple(gpu.index for gpu in placed.gpus),
         gpu_uuids=uuids,
         gpu_share=placed.share,
@@ -186,8 +174,9 @@ def _ports(role: EngineRole) -> tuple[dict[str, int], dict[str, int]]:
         ports[RENDEZVOUS] = 0
     if role.kind in kv_transfer.KINDS:
         ports[SIDE_CHANNEL] = 0
-        if role.tensor_parallel_size > 1:
-            counts[SIDE_CHANNEL] = role.tensor_parallel_size
+        width = role.tensor_parallel_size * role.ranks
+        if width > 1:
+            counts[SIDE_CHANNEL] = width
     return ports, counts
 
 
@@ -200,12 +189,7 @@ def _command(process: Process, placed: Placed) -> PlannedWorker:
         kind="process",
         argv=process.command,
         cwd=process.cwd,
-        env=additions(
-            engine="",
-            declared=process.env,
-            gpu_uuids=uuids,
-            start_timeout_s=process.start.timeout_s,
-        ),
+        env=additions(process.env, gpu_uuids=uuids),
         gpus=tuple(gpu.index for gpu in placed.gpus),
         gpu_uuids=uuids,
         gpu_share=placed.share,

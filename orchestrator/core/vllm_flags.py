@@ -12,6 +12,9 @@ from orchestrator.core import kv_transfer
 from orchestrator.topology.roles import EngineRole
 from orchestrator.topology.schema import KvTransfer
 
+RENDEZVOUS = "rendezvous"
+"""The port at which a gang's members meet, in `PlannedWorker.ports`."""
+
 
 def role_flags(
     role: EngineRole, member: int, transfer: KvTransfer | None = None, *, has_gpus: bool = True
@@ -28,8 +31,7 @@ def role_flags(
     if role.pipeline_parallel > 1:
         flags["pipeline-parallel-size"] = role.pipeline_parallel
     if role.data_parallel > 1:
-        flags["data-parallel-size"] = role.data_parallel
-        flags["data-parallel-rank"] = member
+        flags |= _ranks(role, member)
     if role.expert_parallel:
         flags["enable-expert-parallel"] = True
     if transfer is not None and role.kind in kv_transfer.KINDS:
@@ -37,6 +39,21 @@ def role_flags(
             transfer, role.kind, has_gpus=has_gpus
         )
     return dict(sorted(flags.items()))
+
+
+def _ranks(role: EngineRole, member: int) -> dict[str, Any]:
+    """One rank that others balance, or all ranks in one process, balanced by vLLM.
+
+    Flags must be the same on all ranks, but for the rank itself: vLLM compares them. Where they
+    meet, the worker adds.
+    """
+    flags: dict[str, Any] = {"data-parallel-size": role.data_parallel}
+    if role.members > 1:
+        return flags | {"data-parallel-rank": member}
+    flags["data-parallel-size-local"] = role.data_parallel
+    if role.data_parallel_balancing == "hybrid":
+        flags["data-parallel-hybrid-lb"] = True
+    return flags
 
 
 def flag_argv(flags: Mapping[str, Any]) -> list[str]:

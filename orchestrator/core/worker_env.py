@@ -7,6 +7,7 @@ worker that was given no GPU sees none, whatever the daemon's environment says.
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -24,17 +25,22 @@ NOT_FOR_ENGINES = frozenset(
         # its ranks at once, and those that we choose have flags and variables of their own.
         *owned.ENGINE_ENV,
         "VLLM_LOGGING_CONFIG_PATH",
+        # Routes that reach into the engine.
+        "VLLM_SERVER_DEV_MODE",
         # Left over from whatever launched the daemon.
         "RANK",
         "LOCAL_RANK",
         "WORLD_SIZE",
         "LOCAL_WORLD_SIZE",
+        "NODE_RANK",
+        "GROUP_RANK",
+        "ROLE_RANK",
         "MASTER_ADDR",
         "MASTER_PORT",
         "LD_PRELOAD",
     }
 )
-NOT_FOR_ENGINES_PREFIX = "VLLM_DP_"
+NOT_FOR_ENGINES_PREFIXES = ("VLLM_DP_", "TORCHELASTIC_")
 VLLM_DEFAULTS = {
     "NO_COLOR": "1",
     "PYTHONUNBUFFERED": "1",
@@ -49,6 +55,10 @@ VLLM_DEFAULTS = {
 """What a vLLM worker gets unless the topology says otherwise; the daemon's own values don't."""
 SIDE_CHANNEL = "side-channel"
 """The port at which prefill and decode workers tell each other where their KV cache lies."""
+READY_TIMEOUT = "VLLM_ENGINE_READY_TIMEOUT_S"
+STEP_TIMEOUT = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"
+PLUGIN = "dynorch"
+"""Our plugin's name in vLLM: where the environment lists those to load, it must be among them."""
 HIDDEN = "***"
 _SECRET_FLAG = re.compile(
     r"-*([a-z0-9-]+[-_])?(key|token|secret|password|credentials?)", re.IGNORECASE
@@ -63,22 +73,40 @@ class PrivateDirs(msgspec.Struct, frozen=True):
     rpc: str
 
 
-def additions(
-    *, engine: str, declared: Mapping[str, str], gpu_uuids: Iterable[str], start_timeout_s: float
-) -> dict[str, str]:
+def additions(declared: Mapping[str, str], *, gpu_uuids: Iterable[str] = ()) -> dict[str, str]:
     """Collect what doesn't depend on the incarnation and so is in the plan, sorted by name.
 
-    `engine` is "vllm", "sim" or "" (frontend, plain command); `declared` is the topology's env.
+    `declared` is the topology's env; for a vLLM worker, with `vllm_env` below it.
     """
-    env: dict[str, str] = {}
-    if engine == "vllm":
-        env |= VLLM_DEFAULTS
-        env["VLLM_ENGINE_READY_TIMEOUT_S"] = str(max(1, round(start_timeout_s)))
-    env |= declared
+    env = dict(declared)
     env["SPT_NOENV"] = "1"
     env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_uuids)
     return dict(sorted(env.items()))
+
+
+def vllm_env(
+    model: str, flags: Mapping[str, Any], *, start_s: float, step_s: float
+) -> dict[str, str]:
+    """What a vLLM worker gets unless the topology says otherwise.
+
+    `start_s`, `step_s`: how long the start and one step may take, as the topology has it.
+    """
+    env = dict(VLLM_DEFAULTS)
+    env[READY_TIMEOUT] = whole(start_s)
+    env[STEP_TIMEOUT] = whole(step_s)
+    if model.startswith(("/", "./", "../", "~")):
+        # A local model needs nothing from the hub, whose time-outs would delay each start.
+        env["HF_HUB_OFFLINE"] = "1"
+    if flags.get("enable-lora") is True:
+        # Frontends don't let clients reach the routes that this opens.
+        env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+    return env
+
+
+def whole(seconds: float) -> str:
+    """Write seconds as vLLM reads them."""
+    return str(max(1, round(seconds)))
 
 
 def worker_env(
@@ -97,9 +125,11 @@ def worker_env(
     """
     env = {name: value for name, value in base.items() if _inherited(name, engine)}
     env |= added
-    if engine == "vllm" and (cache := _vllm_cache(env)):
-        # Its default lies under TMPDIR, which dies with the worker; compiling again costs minutes.
-        env.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{cache}/torchinductor")
+    if engine == "vllm":
+        _share_caches(env)
+        if "VLLM_PLUGINS" in env:
+            named = [name for name in env["VLLM_PLUGINS"].split(",") if name not in {"", PLUGIN}]
+            env["VLLM_PLUGINS"] = ",".join([*named, PLUGIN])
     env["TMPDIR"] = dirs.tmp
     env["VLLM_RPC_BASE_PATH"] = dirs.rpc
     env["DYNORCH_TREE"] = f"{life.worker}/{life.incarnation}/{nonce}"
@@ -156,8 +186,18 @@ def _inherited(name: str, engine: str) -> bool:
     if name in NEVER_INHERITED or name.startswith(owned.ENV_PREFIX):
         return False
     if engine == "vllm":
-        return name not in NOT_FOR_ENGINES and not name.startswith(NOT_FOR_ENGINES_PREFIX)
+        return name not in NOT_FOR_ENGINES and not name.startswith(NOT_FOR_ENGINES_PREFIXES)
     return True
+
+
+def _share_caches(env: dict[str, str]) -> None:
+    """Let all workers and lives compile once: what was compiled lies beside vLLM's own cache.
+
+    The compiler's default is under TMPDIR, which dies with the worker; again costs minutes.
+    """
+    if cache := _vllm_cache(env):
+        env.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{cache}/torchinductor")
+        env.setdefault("TRITON_CACHE_DIR", f"{cache}/triton")
 
 
 def _vllm_cache(env: Mapping[str, str]) -> str:

@@ -21,11 +21,11 @@ from orchestrator.core.adopt import Alive, Ended, Found, Nothing
 from orchestrator.core.excerpt import excerpt
 from orchestrator.core.plan import PlannedWorker
 from orchestrator.core.worker_env import PrivateDirs, port_env, worker_env
+from orchestrator.daemon.births import notify_env, worker_config
 from orchestrator.daemon.port_desk import PortDesk
 from orchestrator.daemon.unit import Heard, Unit, foreign
 from orchestrator.host import cgroup, records
 from orchestrator.host.fault_points import reached
-from orchestrator.host.notify import NAME as NOTIFY_NAME
 from orchestrator.host.orphans import end_orphans
 from orchestrator.host.port_table import NoPortError
 from orchestrator.host.ports import with_holders
@@ -35,7 +35,7 @@ from orchestrator.host.shim_link import ShimLink
 from orchestrator.host.spawn import Spawn
 from orchestrator.host.tagged import make_nonce
 from orchestrator.host.zygote_link import ZygoteError, ZygoteLink
-from orchestrator.wire import config, messages
+from orchestrator.wire import messages
 from orchestrator.wire.ids import LifeId, ReplicaId
 
 NOFILE = 65_536
@@ -151,9 +151,9 @@ class Launcher:
             added=planned.env | port_env(planned.engine, ports, planned.member),
         )  # fmt: skip
         policy = unit.spec.policy
+        blob = worker_config(self._run_dir, unit, life, directory, ports)
         spawn = {"argv": list(planned.argv)} if not planned.entry else {
-            "entry": planned.entry, "blob": self._blob(unit, life, planned, directory, ports),
-            "path": sys.path,
+            "entry": planned.entry, "blob": blob, "path": sys.path,
         }  # fmt: skip
         group = self._group(unit.spec.tree, directory, nonce)
         return Spawn(
@@ -171,37 +171,6 @@ class Launcher:
         if tree in {"walk", "pidns"} or not self._group_home:
             return ""
         return f"{self._group_home}/{cgroup.PREFIX}{directory.name}-{nonce}"
-
-    def _blob(
-        self,
-        unit: Unit,
-        life: LifeId,
-        planned: PlannedWorker,
-        directory: Path,
-        ports: dict[str, int],
-    ) -> bytes:
-        policy = unit.spec.policy
-        return config.encode(
-            config.WorkerConfig(
-                life=str(life),
-                kind=planned.kind,
-                control=f"ipc://{self._run_dir.control}",
-                events=f"ipc://{self._run_dir.events}",
-                plane=f"ipc://{directory}/p" if planned.engine else "",
-                state_dir=str(directory / "t"),
-                model=planned.model,
-                served_names=list(planned.served_names),
-                options=planned.options,
-                gang=self._ports.gang(unit, life, ports),
-                ports=ports,
-                beat_period_s=policy.lease.period_s,
-                checks=config.Checks(
-                    ask_period_s=policy.liveness.ask_period_s,
-                    canary_period_s=policy.liveness.canary_period_s,
-                    canary_timeout_s=policy.liveness.canary_timeout_s,
-                ),
-            )
-        )
 
     def _spawned(self, here: Life, done: "asyncio.Future[int]") -> None:
         life = here.id
@@ -357,16 +326,6 @@ class Launcher:
     def release_ports(self, units: Iterable[Unit]) -> None:
         """Call it when all that lives was adopted: what ended meanwhile needs no port."""
         self._ports.keep(self.lives, units)
-
-
-def notify_env(unit: Unit, directory: Path) -> dict[str, str]:
-    """What a process that may speak to its notify socket finds in its environment."""
-    if not unit.spec.notify:
-        return {}
-    env = {"NOTIFY_SOCKET": f"{directory}/{NOTIFY_NAME}"}
-    if unit.spec.watchdog_s is not None:
-        env["WATCHDOG_USEC"] = str(round(unit.spec.watchdog_s * 1_000_000))
-    return env
 
 
 def note(heard: Heard | None, record: records.LifeRecord) -> None:

@@ -10,7 +10,8 @@ takes over finds them again.
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from orchestrator.core.plan import RENDEZVOUS, PlannedWorker
+from orchestrator.core.plan import PlannedWorker
+from orchestrator.core.vllm_flags import RENDEZVOUS
 from orchestrator.daemon.unit import Unit
 from orchestrator.host.port_table import PortTable
 from orchestrator.wire.config import Gang
@@ -27,6 +28,14 @@ def gang_of(life: LifeId) -> str:
 def owner_of(life: LifeId, name: str) -> str:
     """Say in whose name a life's port is taken."""
     return gang_of(life) if name == RENDEZVOUS else f"{life.worker}:{name}"
+
+
+def gang(unit: Unit, life: LifeId, given: Mapping[str, int]) -> Gang | None:
+    """Say where a life's gang meets; None if it has no gang."""
+    if RENDEZVOUS not in given:
+        return None
+    size, port = len(unit.spec.members), given[RENDEZVOUS]
+    return Gang(member=life.member, size=size, host=LOOPBACK, port=port)
 
 
 Tell = Callable[[LifeId, str, dict[str, str]], None]
@@ -61,13 +70,6 @@ class PortDesk:
             self._tell(life, reason, {name: str(port), "was": str(before)})
         return port
 
-    def gang(self, unit: Unit, life: LifeId, given: Mapping[str, int]) -> Gang | None:
-        """Say where its gang meets; None if it has no gang."""
-        if RENDEZVOUS not in given:
-            return None
-        size, port = len(unit.spec.members), given[RENDEZVOUS]
-        return Gang(member=life.member, size=size, host=LOOPBACK, port=port)
-
     def show(self, unit: Unit, life: LifeId) -> None:
         """Note an adopted life's ports for the views."""
         planned = unit.spec.members[life.member]
@@ -82,9 +84,9 @@ class PortDesk:
 
     def end(self, life: LifeId, left: Collection[LifeId]) -> None:
         """This life is over; `left`: those that aren't. The last of a gang lets its port rest."""
-        gang = gang_of(life)
-        if all(gang_of(other) != gang for other in left):
-            self._table.release(gang)
+        mine = gang_of(life)
+        if all(gang_of(other) != mine for other in left):
+            self._table.release(mine)
 
     def forget(self, replica: ReplicaId) -> None:
         """This replica is gone for good: its workers' own ports rest."""

@@ -145,7 +145,12 @@ class EngineRole(Supervised):
         ge=1,
         le=64,
         description="Ranks, each a worker of its own, that start, serve, fail and stop as one "
-        "replica: a gang.",
+        "replica: a gang. vLLM needs a mixture-of-experts model for that; use replicas for others.",
+    )
+    data_parallel_balancing: Literal["external", "internal", "hybrid"] = Field(
+        default="external",
+        description="Who deals requests to the ranks. external: the frontend, and each rank is a "
+        "worker of its own. internal, hybrid: vLLM, and one worker holds all ranks and their GPUs.",
     )
     expert_parallel: bool = Field(
         default=False,
@@ -158,7 +163,12 @@ class EngineRole(Supervised):
     @property
     def members(self) -> int:
         """Workers per replica."""
-        return self.data_parallel
+        return self.data_parallel if self.data_parallel_balancing == "external" else 1
+
+    @property
+    def ranks(self) -> int:
+        """Data-parallel ranks per worker."""
+        return self.data_parallel // self.members
 
     @property
     def workers(self) -> int:
@@ -169,7 +179,7 @@ class EngineRole(Supervised):
     def gpus_per_worker(self) -> int | float:
         """GPUs that one worker gets when its engine uses GPUs: whole ones, or a fraction of one."""
         if self.gpus is None:
-            return (self.tensor_parallel or 1) * self.pipeline_parallel
+            return (self.tensor_parallel or 1) * self.pipeline_parallel * self.ranks
         if isinstance(self.gpus, tuple):
             return len(self.gpus) // self.workers
         return self.gpus
@@ -179,7 +189,7 @@ class EngineRole(Supervised):
         """As written, or what uses all of the worker's GPUs."""
         if self.tensor_parallel is not None:
             return self.tensor_parallel
-        return max(1, int(self.gpus_per_worker) // self.pipeline_parallel)
+        return max(1, int(self.gpus_per_worker) // (self.pipeline_parallel * self.ranks))
 
     @property
     def served_names(self) -> tuple[str, ...]:

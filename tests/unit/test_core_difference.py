@@ -58,6 +58,10 @@ def test_what_follows_from_the_rules_restarts_nothing():
     assert judged(old, new) == ("live", ["start.timeout_s"])
     declared = config(worker(env={key: "7"}), **{"start.timeout_s": 60.0})
     assert judged(old, declared) == ("restart", [f"env {key}"])
+    step = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"
+    old = config(worker(env={step: "120"}), **{"liveness.busy_s": 120.0})
+    new = config(worker(env={step: "300"}), **{"liveness.busy_s": 300.0})
+    assert judged(old, new) == ("live", ["liveness.busy_s"])
     frontends = [config(worker(kind="frontend", options={"drain-timeout": n})) for n in (1.0, 2.0)]
     assert judged(*frontends) == ("unchanged", [])
 

@@ -88,6 +88,46 @@ def test_ids_order_and_gangs():
     assert [worker.options["data-parallel-rank"] for worker in gang] == [0, 1]
 
 
+def test_every_rank_has_the_flags_of_the_others_but_for_its_number():
+    gang = plan(EVERYTHING).replicas[ReplicaId("all", "moe", 0)]
+    flags = [dict(worker.options) for worker in gang]
+    assert [each.pop("data-parallel-rank") for each in flags] == [0, 1]
+    assert (
+        flags[0]
+        == flags[1]
+        == {
+            "data-parallel-size": 2,
+            "enable-expert-parallel": True,
+        }
+    )
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sim"])
+@pytest.mark.parametrize("balancing", ["internal", "hybrid"])
+def test_all_ranks_in_one_worker(balancing, engine):
+    text = 'name="t"\nmodel="m"\n[roles.w]\ndata-parallel = 2\ntensor-parallel = 2\n'
+    text += f'data-parallel-balancing = "{balancing}"\nvllm = {{ all2all-backend = "naive" }}\n'
+    (worker,) = plan(text, engine=engine).workers[1:]
+    assert worker.ports == {}, "they meet in their own process"
+    if engine == "vllm":
+        assert worker.gpus == (0, 1, 2, 3)
+        assert worker.options == {
+            "all2all-backend": "naive",
+            **({"data-parallel-hybrid-lb": True} if balancing == "hybrid" else {}),
+            "data-parallel-size": 2,
+            "data-parallel-size-local": 2,
+            "tensor-parallel-size": 2,
+        }
+
+
+def test_gpus_of_a_worker_with_all_ranks_are_divided_among_them():
+    text = 'name="t"\nmodel="m"\n[roles.w]\ndata-parallel = 2\ngpus = 4\nkind = "prefill"\n'
+    text += 'data-parallel-balancing = "internal"\n[roles.d]\nkind = "decode"\n[kv-transfer]\n'
+    worker = plan(text + 'connector = "nixl"').workers[1]
+    assert worker.options["tensor-parallel-size"] == 2
+    assert worker.port_counts == {"side-channel": 4}
+
+
 PAIR = """
 name = "pd"
 model = "m"

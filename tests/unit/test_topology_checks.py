@@ -91,6 +91,10 @@ def grouped(members: str, more: str = "", strategy: str = "rest-for-one") -> str
         (role("gpus = [0]") + role("gpus = [0]", "x"), "twice, by roles.w and roles.x;"),
         (role("gpus = [0]") + "[processes.p]\ncommand = ['x']\ngpus = [0]", "and processes.p;"),
         (role("gpus = 0.4\nvllm = { gpu-memory-utilization = 0.9 }"), "share of 0.4; write at mos"),
+        (role("gpus = 3\ndata-parallel = 2\ndata-parallel-balancing = 'internal'"),
+         "3 GPUs per worker can't be cut into 2 parts: tensor-parallel 1 x pipeline"),
+        (role("gpus = 1\ntensor-parallel = 1\ndata-parallel = 2\n"
+              "data-parallel-balancing = 'hybrid'"), "makes 2 GPUs per worker, not 1; write 2"),
         # times
         (role("stop = { grace = '40s' }"), "grace 40s is less than drain + 15s, so the kill"),
         (role("stop = { drain = '50s' }"), "roles.w.stop.drain: grace 60s is less than drain + 1"),

@@ -8,10 +8,12 @@ from orchestrator.topology.schema import Topology
 
 
 def sizes_agree(topology: Topology) -> Iterator[Finding]:
-    """`tensor-parallel` x `pipeline-parallel` is the number of GPUs of one worker."""
+    """Tensor-parallel x pipeline-parallel x its ranks is the number of GPUs of one worker."""
     for name, role in topology.roles.items():
         path: Path = ("roles", name, "gpus")
         keys = ["tensor-parallel", "pipeline-parallel"]
+        if role.ranks > 1:
+            keys += ["data-parallel", "data-parallel-balancing"]
         if isinstance(role.gpus, tuple):
             keys += ["data-parallel", "replicas"]
         uses = tuple(("roles", name, key) for key in keys)
@@ -22,19 +24,23 @@ def sizes_agree(topology: Topology) -> Iterator[Finding]:
 def _disagreement(role: EngineRole) -> Iterator[tuple[str, str]]:
     if role.gpus is None or role.gpus == 0:
         return
-    least = (role.tensor_parallel or 1) * role.pipeline_parallel
+    parts = role.pipeline_parallel * role.ranks
+    least = (role.tensor_parallel or 1) * parts
     each = role.gpus_per_worker
     sizes = f"tensor-parallel {role.tensor_parallel or 1} x pipeline-parallel "
     sizes += str(role.pipeline_parallel)
+    if role.ranks > 1:
+        sizes += f" x {role.ranks} ranks in one worker"
     if isinstance(role.gpus, tuple) and len(role.gpus) % role.workers:
         wrong = f"{len(role.gpus)} GPUs can't be dealt evenly to {role.workers} workers"
         yield wrong, f"list {role.workers * least}"
     elif isinstance(each, float):
         if least > 1:
             yield f"{sizes} needs {least} whole GPUs per worker", f"write gpus = {least}"
-    elif role.tensor_parallel is None and each % role.pipeline_parallel:
-        wrong = f"{each} GPUs per worker can't be cut into {role.pipeline_parallel} stages"
-        yield wrong, f"write gpus = {role.pipeline_parallel}, or a multiple of it"
+    elif role.tensor_parallel is None and each % parts:
+        into = f"{role.pipeline_parallel} stages" if role.ranks == 1 else f"{parts} parts: {sizes}"
+        wrong = f"{each} GPUs per worker can't be cut into {into}"
+        yield wrong, f"write gpus = {parts}, or a multiple of it"
     elif role.tensor_parallel is not None and each != least:
         right = f"list {role.workers * least}" if isinstance(role.gpus, tuple) else f"write {least}"
         yield f"{sizes} makes {least} GPUs per worker, not {each}", f"{right}, or leave gpus out"
