@@ -125,7 +125,9 @@ class Stage:
                 process.stdout.close()
         self.daemon.stop()
 
-    def worker(self, name: str, *models: str, argv: list[str] = STUB) -> Route:
+    def worker(
+        self, name: str, *models: str, argv: list[str] = STUB, kind: str = "aggregated"
+    ) -> Route:
         """Start a stub worker; it is in no table yet."""
         models = models or ("m",)
         endpoint = f"ipc://{self.folder}/w{len(self.workers)}"
@@ -134,9 +136,23 @@ class Stage:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         self.workers[name] = process
-        life = f"t/worker-{len(self.routes)}.0#1"
-        self.routes[name] = Route(life, "worker", "aggregated", endpoint, list(models))
+        role = "worker" if kind == "aggregated" else kind
+        life = f"t/{role}-{len(self.routes)}.0#1"
+        self.routes[name] = Route(life, role, kind, endpoint, list(models))
         return self.routes[name]
+
+    def pair(self, prefills: str = "p", decodes: str = "d", **options: object) -> None:
+        """Start prefill and decode workers, one for each word, and a frontend that has them all."""
+        for kind, names in (("prefill", prefills), ("decode", decodes)):
+            for name in names.split():
+                self.worker(name, kind=kind)
+        self.serve(*prefills.split(), *decodes.split(), **options)
+
+    def received(self, name: str, path: str = "") -> list[dict]:
+        """What a stub was sent, in order, the frontends' own questions left out."""
+        log = Path(self.routes[name].endpoint.removeprefix("ipc://") + ".log")
+        entries = [json.loads(line) for line in log.read_text().splitlines()]
+        return [one for one in entries if one["path"] != "/v1/models" and path in one["path"]]
 
     def kill(self, name: str) -> None:
         self.workers[name].send_signal(signal.SIGKILL)

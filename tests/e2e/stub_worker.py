@@ -4,7 +4,10 @@ Run as `python -m tests.e2e.stub_worker ENDPOINT NAME MODEL...`. Commands travel
 `stub` object, so a test needs only an HTTP client: `tokens`, `bytes` (size of one token), `die`,
 `raise`, `hang` (before the first token), `hang_after` it, `gate` ("before" or "after" it: wait for
 /stub/open-gate), `half` (of a plain body, then nothing), `engine_dead` (the name of the worker
-that says so), `status`.
+that says so), `status`, `error_event` (as a stream's first), `params` (what prefill gives as
+transfer parameters). What is under `only.NAME` goes for one worker.
+
+Everything that arrives is appended to ENDPOINT.log as a line of JSON, bodies as latin-1.
 """
 
 import asyncio
@@ -12,6 +15,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import uvloop
 import zmq
@@ -25,6 +29,7 @@ GATE = asyncio.Event()
 async def app(scope, receive, send):
     message = await receive()
     path, body = scope["path"], message["body"]
+    record(scope, body)
     if path == "/v1/models":
         cards = [{"id": name, "object": "model", "owned_by": "stub"} for name in MODELS]
         await answer(send, 200, {"object": "list", "data": cards})
@@ -46,11 +51,20 @@ async def app(scope, receive, send):
         await answer(send, 404, {"error": {"message": "Not Found", "type": "NotFoundError"}})
 
 
+def record(scope, body):
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    entry = {"path": scope["path"], "headers": headers, "body": body.decode("latin-1")}
+    with LOG.open("a") as log:
+        log.write(json.dumps(entry) + "\n")
+
+
 async def generate(request, receive, send):
     SEEN["requests"] += 1
     SEEN["open"] += 1
     left = asyncio.create_task(receive())
-    work = asyncio.create_task(perform(request, request.get("stub", {}), send))
+    stub = request.get("stub", {})
+    stub |= stub.get("only", {}).get(NAME, {})
+    work = asyncio.create_task(perform(request, stub, send))
     try:
         await asyncio.wait({left, work}, return_when=asyncio.FIRST_COMPLETED)
         if left.done():
@@ -81,10 +95,17 @@ async def perform(request, stub, send):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b'{"half', "more_body": True})
         await asyncio.Event().wait()
+    remote = request.get("kv_transfer_params") or {}
+    if remote.get("do_remote_decode"):
+        params = stub.get("params", PARAMS | {"remote_request_id": f"r{SEEN['requests']}"})
+        data = chunk(request, [], "chat.completion") | {"kv_transfer_params": params}
+        await answer(send, stub.get("status", 200), data)
+        return
     if request.get("stream"):
         await stream(request, stub, send)
     else:
-        message = {"role": "assistant", "content": NAME}
+        after = f" after {remote['remote_engine_id']}" if remote else ""
+        message = {"role": "assistant", "content": NAME + after}
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         await answer(send, stub.get("status", 200), chunk(request, [choice], "chat.completion"))
 
@@ -92,6 +113,10 @@ async def perform(request, stub, send):
 async def stream(request, stub, send):
     headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if stub.get("error_event"):
+        event = b'data: {"error": {"message":"Internal server error","code":500}}\n\n'
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+        stub["tokens"] = 0
     for number in range(stub.get("tokens", 3)):
         text = f"{number} " + "x" * stub.get("bytes", 0)
         choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
@@ -127,5 +152,10 @@ async def serve():
 
 if __name__ == "__main__":
     _, where, NAME, *MODELS = sys.argv
+    LOG = Path(where.removeprefix("ipc://") + ".log")
+    PARAMS = {
+        "do_remote_prefill": True, "do_remote_decode": False, "remote_block_ids": [[1, 2]],
+        "remote_engine_id": NAME, "remote_host": "127.0.0.1", "remote_port": 5600, "tp_size": 1,
+    }  # fmt: skip
     BRIDGE = Bridge(zmq.Context(), where)
     uvloop.run(serve())

@@ -30,12 +30,13 @@ from workers.frontend.tickets import Ticket, Void
 from workers.frontend.upstreams import Upstreams
 
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
-_DEGRADED = {
-    Event.NOBODY: "no prefill worker",
+_TROUBLES = {
     Event.BARE: "no ticket",
     Event.BROKEN: "prefill failed",
+    Event.FAILED: "prefill failed",
     Event.VOID: "ticket void",
 }
+_NO_PREFILL = "no prefill worker"
 """What a client reads in a header, and a metric in a label, when decode works alone."""
 
 
@@ -93,6 +94,7 @@ class Relay:
         course, model = run.course, run.model
         was = course.stage
         run.note(ended)
+        run.trouble = _TROUBLES.get(ended.event, run.trouble)
         others = ended.failure is None or bool(
             self._upstreams.others(model, was, run.tried)
             or self._patience.may_help(model, was, ended.failure)
@@ -116,7 +118,8 @@ class Relay:
             course.stage = self._entry(run)
         elif step.move is Move.ALONE and was is not Stage.ALONE:
             run.ticket = None
-            run.degraded = _DEGRADED.get(ended.event, "")
+            refused = ended.event is Event.REFUSED
+            run.degraded = "" if refused else run.trouble or _NO_PREFILL
         return True
 
     def _pick(self, run: Run) -> tuple[Link, str] | None:

@@ -35,13 +35,13 @@ class Ended(NamedTuple):
 class Run:
     """`tried`: who isn't asked again; `avoided`: who is only if there is nobody else.
 
-    `splittable`: it may go through two stages. `degraded`: why it doesn't, in a word or two, though
-    its model has prefill workers. `left_at`: when a worker refused it because it leaves.
+    `splittable`: it may go through two stages. `trouble`: the last that it had on that way, in a
+    word or two; `degraded`: why it left it. `left_at`: when a worker refused it because it leaves.
     """
 
     __slots__ = (
         "ask", "avoided", "beginnings", "client", "course", "deadline", "degraded", "digest",
-        "fields", "left_at", "model", "splittable", "ticket", "tried", "until",
+        "fields", "left_at", "model", "splittable", "ticket", "tried", "trouble", "until",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +59,7 @@ class Run:
         self.digest = b""
         self.ticket: Ticket | None = None
         self.degraded = ""
+        self.trouble = ""
         self.deadline: float | None = None
         self.until = 0.0
         self.left_at = FAR_PAST
