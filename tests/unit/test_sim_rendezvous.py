@@ -23,13 +23,19 @@ class Ranks:
         self.port = self.held.getsockname()[1]
         self.lost: list[int] = []
         self.said: list[str] = []
+        self.words: list[tuple[int, int, str]] = []
         self.members: dict[int, Rendezvous] = {}
         self.news = asyncio.Event()
 
     def join(self, member: int, incarnation: int = 1) -> asyncio.Task[None]:
         gang = Gang(member=member, size=self.size, host="127.0.0.1", port=self.port)
         life = LifeId.parse(f"g/worker-0.{member}#{incarnation}")
-        made = Rendezvous(life, gang, lambda: self.note(self.lost, member))
+        made = Rendezvous(
+            life,
+            gang,
+            lambda: self.note(self.lost, member),
+            lambda speaker, word: self.note(self.words, (member, speaker, word)),
+        )
         self.members[member] = made
         return asyncio.ensure_future(made.meet(lambda text, _: self.note(self.said, text)))
 
@@ -91,6 +97,19 @@ def test_the_loss_of_the_first_hangs_the_others_too():
         await ranks.until(lambda: sorted(ranks.lost) == [1, 2])
 
     played(scene)
+
+
+def test_words_go_between_the_first_and_the_others():
+    async def scene(ranks):
+        await asyncio.gather(*map(ranks.join, range(3)))
+        for member in (1, 2):
+            ranks.members[member].send(0, "busy")
+            ranks.members[0].send(member, "wave")
+        await ranks.until(lambda: len(ranks.words) == 4)
+
+    assert sorted(played(scene).words) == [
+        (0, 1, "busy"), (0, 2, "busy"), (1, 0, "wave"), (2, 0, "wave"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from workers.runtime.engine import Canary, Death, EngineConfigError, EngineStart
 from workers.sim.app import App
 from workers.sim.connector import Connector
 from workers.sim.faults import Faults
+from workers.sim.lockstep import Lockstep
 from workers.sim.options import decode_options
 from workers.sim.rendezvous import Rendezvous
 from workers.sim.stepper import Stepper
@@ -115,7 +116,11 @@ class SimEngine:
         if self._config.gang is None:
             return
         life = LifeId.parse(self._config.life)
-        self._rendezvous = Rendezvous(life, self._config.gang, partial(self._freeze, True))
+        gang = self._config.gang
+        assert self._stepper is not None
+        pace = self._stepper.pace = Lockstep(gang.member, gang.size, self._stepper)
+        self._rendezvous = Rendezvous(life, gang, partial(self._freeze, True), pace.heard)
+        pace.send = self._rendezvous.send
         await self._rendezvous.meet(report)
 
     def _die(self, why: str) -> None:

@@ -27,6 +27,12 @@ class _Figures(Collector):
         yield GaugeMetricFamily(
             "dynorch_sim_kv_blocks_free", "KV blocks not reserved.", stepper.blocks.free
         )
+        yield CounterMetricFamily(
+            "dynorch_sim_steps", "Steps made, those for other ranks included.", float(stepper.steps)
+        )
+        yield CounterMetricFamily(
+            "dynorch_sim_dummy_steps", "Steps made for other ranks only.", float(stepper.dummies)
+        )
         yield CounterMetricFamily("dynorch_sim_tokens", "Tokens generated.", float(stepper.tokens))
 
 

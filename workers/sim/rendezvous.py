@@ -1,9 +1,10 @@
 """How the simulated ranks of a gang find each other, and what they do when one is gone.
 
 Like real ranks: member 0 listens on the gang's port, the others connect to it, and nobody goes on
-before all are there. From then on every step is taken together, so a lost peer makes the rest
-hang: they don't exit, they go on beating, and they make no step any more. That somebody has to end
-them is what the daemon is for, and what this module lets a laptop show.
+before all are there. From then on they say to each other, in words, when to step (see `lockstep`),
+and every step is taken together, so a lost peer makes the rest hang: they don't exit, they go on
+beating, and they make no step any more. That somebody has to end them is what the daemon is for,
+and what this module lets a laptop show.
 
 The port is on the loopback interface and nothing secret is said on it: a connection names its life,
 and one of another gang or of an earlier incarnation is closed.
@@ -25,12 +26,22 @@ GO = b"go\n"
 
 
 class Rendezvous:
-    """One member's connections to its gang. `on_lost()` is called once, when a peer is gone."""
+    """One member's connections to its gang.
 
-    def __init__(self, life: LifeId, gang: Gang, on_lost: Callable[[], None]) -> None:
+    `on_lost()` is called once, when a peer is gone; `on_word(member, word)` for what peers say.
+    """
+
+    def __init__(
+        self,
+        life: LifeId,
+        gang: Gang,
+        on_lost: Callable[[], None],
+        on_word: Callable[[int, str], None],
+    ) -> None:
         self._life = life
         self._gang = gang
         self._on_lost = on_lost
+        self._on_word = on_word
         self._peers: dict[int, asyncio.StreamWriter] = {}
         self._came = asyncio.Event()
         self._complete = False
@@ -48,6 +59,11 @@ class Rendezvous:
         else:
             report("waits for the first rank of its gang", None)
             await self._join()
+
+    def send(self, member: int, word: str) -> None:
+        """Say a word to another member: to any of them from member 0, to member 0 from the rest."""
+        if not self._over:
+            self._peers[member].write(f"{word}\n".encode())
 
     def close(self) -> None:
         """Leave. For the others this member is lost."""
@@ -86,8 +102,7 @@ class Rendezvous:
             return
         self._peers[member] = writer
         self._came.set()
-        with contextlib.suppress(OSError):
-            await reader.read()
+        await self._listen(member, reader)
         if self._complete:
             self._lost()
         else:
@@ -122,9 +137,14 @@ class Rendezvous:
         await asyncio.Event().wait()  # member 0 is gone; a collective would hang here, too
 
     async def _until_lost(self, reader: asyncio.StreamReader) -> None:
-        with contextlib.suppress(OSError):
-            await reader.read()
+        await self._listen(0, reader)
         self._lost()
+
+    async def _listen(self, member: int, reader: asyncio.StreamReader) -> None:
+        """Pass on what a peer says, until it is gone or talks nonsense."""
+        with contextlib.suppress(OSError, ValueError):
+            while line := await reader.readline():
+                self._on_word(member, line.decode().strip())
 
     def _lost(self) -> None:
         """Hang, and with member 0 gone or told, so does everybody."""

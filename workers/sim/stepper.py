@@ -61,6 +61,7 @@ class Stepper:
     def __init__(self, options: Options, on_tokens: Callable[[int], None]) -> None:
         self.tokens = 0
         self.steps = 0
+        self.dummies = 0
         self.hung = False
         self.mute = False
         self.death = ""
@@ -196,10 +197,11 @@ class Stepper:
                 done.append(sequence)
         self.tokens += len(self._running)
         self.steps += 1
+        self.dummies += not self._running
         for sequence in done:
             self._release(sequence)
-        self._prepare()
         self._on_tokens(self.tokens)
+        self._prepare()
 
     # ---- memory ------------------------------------------------------------------------------
 
