@@ -17,10 +17,10 @@ from orchestrator.views.changes_text import changes_text
 from orchestrator.wire.changes import Change, Changes
 
 
-def difference(file: Path, engine: str, *, as_json: bool = False) -> int:
+def difference(file: Path, engine: str, *, as_json: bool = False, ci: bool = False) -> int:
     """Print what `up` would do to what runs. Starts nothing, not even a daemon."""
     read(file, engine=engine_choice(engine))
-    arguments = up_arguments(file, engine)
+    arguments = up_arguments(file, engine, ci=ci)
     with Client(dirs().run) as client:
         try:
             reply = checked(client.call("difference", **arguments))

@@ -26,6 +26,9 @@ from orchestrator.wire.messages import Reply
 from orchestrator.wire.snapshot import TopologyStatus
 
 TAIL_LINES = 10
+CI_GPU_TIMEOUT_S = 120.0
+"""How long a build waits for a GPU, where the file doesn't say it: nobody is there to free one."""
+
 END_S = 10.0
 """How long a daemon may take to end after its last topology; it has nothing left to do."""
 
@@ -52,23 +55,23 @@ def up(
     detach: bool,
     banner: bool = True,
     strict: bool = False,
-    plain: bool = False,
+    ci: bool = False,
 ) -> int:
     """Serve a topology until it answers (`detach`) or until Ctrl-C.
 
     `banner`: say at the end how to use it. `strict`: end with 3, in order, when a replica is given
-    up. `plain`: no colours, nothing redrawn.
+    up. `ci`: no colours, nothing redrawn, and no GPU is waited for in vain.
     """
     if strict and detach:
         fail("-d leaves before anything can fail: it doesn't go with --exit-on-failed", INVALID)
     topology = read(file, engine=engine_choice(engine))
     here = dirs(create=True)
-    arguments = {**up_arguments(file, engine), "watch_pid": 0 if detach else os.getpid()}
+    arguments = {**up_arguments(file, engine, ci=ci), "watch_pid": 0 if detach else os.getpid()}
     with Client(here.run) as client, sigterm_interrupts():
         reply = checked(call_or_start(client, here.run, here.state, "up", **arguments))
         tell(reply)
         try:
-            follower = Follower(client, topology.name, plain=plain)
+            follower = Follower(client, topology.name, plain=ci)
             if strict:
                 return _stay_strictly(follower, topology.name, here, banner=banner)
             return _stay(follower, topology.name, detach=detach, banner=banner)
@@ -83,9 +86,10 @@ def up(
             fail(here.absence(), NO_DAEMON)
 
 
-def up_arguments(file: Path, engine: str) -> dict[str, Any]:
+def up_arguments(file: Path, engine: str, *, ci: bool = False) -> dict[str, Any]:
     """What the daemon is told about a file."""
-    return {
+    said = {"gpu_timeout_s": CI_GPU_TIMEOUT_S} if ci else {}
+    return said | {
         "file": str(file.absolute()),
         "variables": variables_of(file.read_text(encoding="utf-8")),
         "engine": engine,

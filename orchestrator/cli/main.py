@@ -133,7 +133,14 @@ def up(
             "failures.jsonl in the state directory says why.",
         ),
     ] = False,
-    ci: Annotated[bool, typer.Option("--ci", help="Plain lines, and --exit-on-failed.")] = False,
+    ci: Annotated[
+        bool,
+        typer.Option(
+            "--ci",
+            help="Plain lines, --exit-on-failed, and no GPU is waited for longer than 120s unless "
+            "the file says so.",
+        ),
+    ] = False,
 ) -> None:
     """Serve a topology until Ctrl-C; with -d until `down`. Ready means that it answers.
 
@@ -144,9 +151,9 @@ def up(
     from orchestrator.cli import change, lifecycle
 
     if dry_run:
-        raise typer.Exit(change.difference(file, engine))
+        raise typer.Exit(change.difference(file, engine, ci=ci))
     strict = exit_on_failed or ci
-    raise typer.Exit(lifecycle.up(file, engine, detach=detach, strict=strict, plain=ci))
+    raise typer.Exit(lifecycle.up(file, engine, detach=detach, strict=strict, ci=ci))
 
 
 @app.command()

@@ -37,12 +37,14 @@ class Up(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Arguments of `up`. `variables`: the values of what the file names as `${NAME}`.
 
     `watch_pid`: a foreground `up`; when that process ends, the topology goes down with it.
+    `gpu_timeout_s`: how long a GPU is waited for where the file doesn't say it.
     """
 
     file: str
     variables: dict[str, str] = {}
     engine: EngineChoice = "auto"
     watch_pid: int = 0
+    gpu_timeout_s: float | None = None
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -136,6 +138,7 @@ class Changes:
             variables=up.variables,
             engine=up.engine,
             inventory=inventory,
+            gpu_timeout_s=up.gpu_timeout_s,
         )
         return kept, topology_of(kept.source)
 

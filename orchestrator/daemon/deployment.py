@@ -9,7 +9,7 @@ still run what they ran before are *pinned* to it, and that is kept, too.
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -32,17 +32,22 @@ from orchestrator.wire.ids import LifeId, ReplicaId
 SCHEMA = 2
 """Of `Kept`. 1 had no plan, no pins, and no number."""
 
+T = TypeVar("T", EngineRole, Process)
 LogOf = Callable[[LifeId], str]
 """Where a worker's log goes."""
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """What a topology is read from. `scales`: replicas by role, where an operator said so."""
+    """What a topology is read from. `scales`: replicas by role, where an operator said so.
+
+    `gpu_timeout_s`: how long a GPU is waited for where the file doesn't say it.
+    """
 
     file: str
     text: str
     variables: dict[str, str]
     scales: dict[str, int] = {}
+    gpu_timeout_s: float | None = None
 
 
 class Pin(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,11 +91,18 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     fresh: tuple[str, ...] = ()
     halted: str = ""
     numbers: dict[str, int] = {}
+    gpu_timeout_s: float | None = None
 
     @property
     def source(self) -> Source:
         """What the present plan was made of."""
-        return Source(file=self.file, text=self.text, variables=self.variables, scales=self.scales)
+        return Source(
+            file=self.file,
+            text=self.text,
+            variables=self.variables,
+            scales=self.scales,
+            gpu_timeout_s=self.gpu_timeout_s,
+        )
 
 
 encode = msgspec.json.Encoder().encode
@@ -282,6 +294,21 @@ def scaled(topology: Topology, scales: dict[str, int]) -> Topology:
     number = scales.get(FRONTEND, topology.frontend.replicas)
     frontend = topology.frontend.model_copy(update={"replicas": number})
     copy = topology.model_copy(update={"roles": roles, "frontend": frontend})
+    return copy.located(topology.source)
+
+
+def patient(topology: Topology, limit_s: float | None) -> Topology:
+    """Copy in which no GPU is waited for longer than this, except where the file says how long."""
+
+    def filled(table: T) -> T:
+        if limit_s is None or table.gpu.timeout_s is not None:
+            return table
+        gpu = table.gpu.model_copy(update={"timeout_s": limit_s})
+        return table.model_copy(update={"gpu": gpu})
+
+    roles = {name: filled(role) for name, role in topology.roles.items()}
+    processes = {name: filled(process) for name, process in topology.processes.items()}
+    copy = topology.model_copy(update={"roles": roles, "processes": processes})
     return copy.located(topology.source)
 
 

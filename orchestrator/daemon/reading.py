@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.core.placement import Placements, Refusal, place
 from orchestrator.core.plan import Plan, build_plan
-from orchestrator.daemon.deployment import Deployment, Kept, Source, scaled
+from orchestrator.daemon.deployment import Deployment, Kept, Source, patient, scaled
 from orchestrator.topology.complaints import Finding
 from orchestrator.topology.load import FILE_BYTES_MAX, Invalid, parse
 from orchestrator.topology.not_built import not_built
@@ -47,7 +47,7 @@ def topology_of(source: Source) -> Topology:
     missing = not_built(topology)
     if missing:
         raise RefusedError(INVALID, "\n".join(map(str, missing)))
-    return scaled(topology, source.scales)
+    return patient(scaled(topology, source.scales), source.gpu_timeout_s)
 
 
 def placed(topology: Topology, found: Placements | list[Refusal]) -> Placements:

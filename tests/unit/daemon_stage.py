@@ -160,8 +160,8 @@ class Stage:
         )
         return Deployment(kept, *read(kept))
 
-    def up(self, text: str) -> Deployment:
-        found = self.deployment(text)
+    def up(self, text: str, **kept) -> Deployment:
+        found = self.deployment(text, **kept)
         self.call(self.deployments.deploy, found)
         self.call(self.deployments.start_all, found.name)
         return found

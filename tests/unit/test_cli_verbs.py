@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import typer
 
-from orchestrator.cli import files, look, main
+from orchestrator.cli import files, lifecycle, look, main
 from orchestrator.cli.dirs import Dirs
 from orchestrator.core.worker_env import is_secret_flag, masked_argv
 from orchestrator.daemon import client
@@ -20,6 +20,7 @@ from orchestrator.host.records import LifeRecord, Process
 from orchestrator.host.rundir import FoundLife
 from orchestrator.wire.events import Event
 from orchestrator.wire.ids import LifeId
+from orchestrator.wire.messages import Reply
 
 SECRETS = """
 name = "t"
@@ -105,6 +106,25 @@ def test_without_a_daemon_a_look_is_3_and_starts_none(monkeypatch, capsys, tmp_p
     assert run(monkeypatch, "down") == 3
     assert run(monkeypatch, "restart", "agg") == 3
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("option", "told"), [("--ci", 120.0), ("--exit-on-failed", None)])
+def test_a_build_tells_the_daemon_how_long_a_gpu_is_worth_waiting_for(
+    monkeypatch, capsys, short_path, option, told
+):
+    asked = {}
+
+    def refuse(_client, _run, _state, verb, **arguments):
+        asked[verb] = arguments.get("gpu_timeout_s")
+        return Reply(code=1, text="no")
+
+    monkeypatch.setenv("DYNORCH_RUN_DIR", str(short_path / "run"))
+    monkeypatch.setenv("DYNORCH_STATE_DIR", str(short_path / "state"))
+    monkeypatch.setattr(lifecycle, "call_or_start", refuse)
+    file = short_path / "t.toml"
+    file.write_text('name = "t"\n[processes.p]\ncommand = ["true"]\n')
+    assert run(monkeypatch, "up", option, str(file)) == 1
+    assert asked == {"up": told}
 
 
 def test_every_option_is_written_in_small_letters():

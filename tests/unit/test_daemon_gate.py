@@ -10,9 +10,10 @@ from orchestrator.core.declared import declared
 from orchestrator.core.plan import PlannedWorker
 from orchestrator.core.policy import GpuMode, Policy
 from orchestrator.core.state import Hold, Phase
-from orchestrator.daemon import policies
+from orchestrator.daemon import deployment, policies
 from orchestrator.daemon.deployment import Deployment
 from orchestrator.daemon.gate import GpuGate
+from orchestrator.daemon.reading import adopted
 from orchestrator.host.gpu_holders import Found
 from orchestrator.host.gpus import Memory, Mute
 from orchestrator.host.lane import LateError
@@ -166,6 +167,20 @@ def test_statement_15_a_minute_of_waiting_is_an_event_and_costs_nothing(room):
     room.driver.used.clear()
     room.after(0.6)
     assert room.starts("a", "b")
+
+
+@pytest.mark.parametrize(("written", "limit_s"), [("", 120.0), ("[gpu]\ntimeout = '10m'\n", 600.0)])
+def test_a_build_does_not_wait_for_ever_unless_the_file_says_how_long(room, written, limit_s):
+    room.driver.used["GPU-declared-0"] = 41 * GIB
+    found = room.up(TWO + written, gpu_timeout_s=120.0)
+    room.after(limit_s - 2.0)
+    assert room.phase("two/a-0") == "waiting"
+    room.after(4.0)
+    state = room.unit("two/a-0").state
+    assert (state.phase, state.reason.cause.value) == (Phase.FAILED, "gpu-busy")
+    assert room.starts("b")
+    kept = deployment.decode(deployment.encode(found.kept))
+    assert adopted(kept).topology.processes["a"].gpu.timeout_s == limit_s
 
 
 def test_statement_20_a_driver_that_hangs_is_a_reason_and_touches_nobody_else(room):
