@@ -12,9 +12,8 @@ from itertools import combinations
 
 import msgspec
 
-from orchestrator.core.inventory import GPUS_MAX, Gpu, Inventory, Link, Node
+from orchestrator.core.inventory import GIB, GPUS_MAX, Gpu, Inventory, Link, Node
 
-GIB = 2**30
 KNOWN_BYTES = {
     "A10": 24 * GIB,
     "A10G": 24 * GIB,

@@ -3,8 +3,8 @@
 Each replica is judged by itself. What its processes were started with (argv, environment, GPUs,
 options, directory) can only be changed by a new life. What only the daemon reads (how to restart,
 stop, probe and log it, what it waits for) is changed under a running process, which never notices.
-Two values that follow from the second kind also reach processes; they are left out of the
-comparison, and a process that lives on keeps the old ones until its next start.
+Some values that follow from others also reach processes; they are left out of the comparison, and
+a process that lives on keeps the old ones until its next start.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,8 +25,10 @@ TIMEOUTS = {
     worker_env.STEP_TIMEOUT: "liveness.busy_s",
 }
 """Variables that repeat a rule for vLLM's own use, unless an operator has set them."""
-FOLLOWS = {"option drain-timeout"}
-"""The frontend's own drain repeats `stop.drain`, for the day when no daemon tells it."""
+FOLLOWS = {"option drain-timeout", "cpus", "numa", "cpu-env"}
+"""The frontend's own drain repeats `stop.drain`, for the day when no daemon tells it. Which cores
+somebody has follows from how many others there are: no reason to end anybody.
+"""
 SHOWN_MAX = 60
 """Longer values are cut where people read them."""
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+GIB = 2**30
 GPUS_MAX = 256
 Connection = Literal["nvlink", "board", "switch", "switches", "bridge", "numa", "system"]
 CLOSENESS: dict[Connection, int] = {

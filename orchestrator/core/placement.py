@@ -1,20 +1,24 @@
 """Which GPUs each worker gets: all or nothing, and always with a reason.
 
-A pure function of the topology, the machine's GPUs and the engine that was asked for. GPUs named
-in lists are taken first, because nothing else will do for them; counts are then packed in the
-order of the file and of the GPUs' indices; fractions last, on GPUs that nobody has whole. So the
-same file on the same machine always gives the same placement, and a worker that restarts comes
-back to its own GPUs. When a file has changed, who can keep its GPUs does, and what is new goes
-where nobody is. What doesn't fit is refused, each refusal with a sentence that names what is
-missing; nothing is placed by halves.
+A pure function of the topology, the machine and the engine that was asked for. GPUs named in lists
+are taken first, because nothing else will do for them; then counts, in the order of the file, each
+replica on GPUs that are connected best (see `connected`); fractions last, on GPUs that nobody has
+whole. So the same file on the same machine always gives the same placement, and a worker that
+restarts comes back to its own GPUs. When a file has changed, who can keep its GPUs does, and what
+is new goes where nobody is. What other topologies have is theirs. What doesn't fit is refused, each
+refusal with a sentence that names what is missing and who has it; nothing is placed by halves.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
-from orchestrator.core.inventory import Gpu, Inventory
+from orchestrator.core.affinity import Binding, CpuWish, near_gpus, on_cpus
+from orchestrator.core.gpu_table import Holding, Table, Wish
+from orchestrator.core.inventory import GIB, Gpu, Inventory
+from orchestrator.topology.policies import utilization
 from orchestrator.topology.processes import Process
 from orchestrator.topology.roles import EngineChoice, EngineRole
 from orchestrator.topology.schema import Topology
@@ -31,19 +35,32 @@ class Engine(msgspec.Struct, frozen=True):
 
 
 class Placed(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker's GPUs, in the order it sees them. `share`: its part of them, 1 for all."""
+    """One worker's GPUs, in the order it sees them. `share`: its part of them, 1 for all.
+
+    `binding`: its cores.
+    """
 
     replica: ReplicaId
     member: int
     gpus: tuple[Gpu, ...] = ()
     share: float = 1.0
+    binding: Binding = Binding()
+
+    @property
+    def who(self) -> str:
+        """The worker's id."""
+        return f"{self.replica}.{self.member}"
 
 
 class Placements(msgspec.Struct, frozen=True, kw_only=True):
-    """Every engine worker and plain command of a topology, and each role's engine."""
+    """Every engine worker and plain command of a topology, and each role's engine.
+
+    `notes`: what an operator should know of where they were put.
+    """
 
     placed: tuple[Placed, ...]
     engines: dict[str, Engine]
+    notes: tuple[str, ...] = ()
 
     def of(self, replica: ReplicaId, member: int) -> Placed:
         """Return this worker's placement; KeyError when the topology has no such worker."""
@@ -61,21 +78,6 @@ class Refusal(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.who}: {self.text}"
-
-
-class _Wish(msgspec.Struct, kw_only=True):
-    """What one worker asks for: named GPUs, a number of whole ones, or a fraction of one."""
-
-    replica: ReplicaId
-    member: int
-    named: tuple[int | str, ...] = ()
-    count: int = 0
-    fraction: float = 0.0
-    has: tuple[str, ...] = ()
-
-    @property
-    def who(self) -> str:
-        return f"{self.replica}.{self.member}"
 
 
 def resolve_engine(choice: EngineChoice, override: EngineChoice, inventory: Inventory) -> Engine:
@@ -106,79 +108,108 @@ def place(
     *,
     has: Mapping[str, tuple[str, ...]] | None = None,
     leaving: Collection[str] = (),
+    others: Collection[Holding] = (),
 ) -> Placements | list[Refusal]:
-    """Give each worker its GPUs, or say why that is impossible, all reasons at once.
+    """Give each worker its GPUs and cores, or say why that is impossible, all reasons at once.
 
     `has`: UUIDs of the GPUs that workers have now, by worker id; they keep them if that is
-    possible. `leaving`: UUIDs of GPUs whose present users end: taken last.
+    possible. `leaving`: UUIDs of GPUs whose present users end: taken last. `others`: what workers
+    of other topologies have.
     """
-    placed = _place(topology, inventory, engine, has or {}, leaving)
-    if isinstance(placed, list) and has:
-        return _place(topology, inventory, engine, {}, ())  # all must move closer together
-    return placed
-
-
-def _place(
-    topology: Topology,
-    inventory: Inventory,
-    engine: EngineChoice,
-    has: Mapping[str, tuple[str, ...]],
-    leaving: Collection[str],
-) -> Placements | list[Refusal]:
     engines = resolve_engines(topology, inventory, engine)
-    wishes: list[_Wish] = []
-    for name, role in topology.roles.items():
-        wishes += _role_wishes(topology.name, name, role, engines[name], inventory)
-    for name, process in topology.processes.items():
-        wishes.append(_process_wish(topology.name, name, process))
-    for wish in wishes:
-        mine = has.get(wish.who, ())
-        if len(mine) == (wish.count or bool(wish.fraction)):
-            wish.has = mine
-    table = _Table(inventory, leaving)
-    for wish in sorted(wishes, key=_rank):
-        table.take(wish)
-    if table.refusals:
-        return [Refusal(who, text) for who, text in table.refusals.items()]
-    placed = tuple(table.placed[wish.who] for wish in wishes)
-    return Placements(placed=placed, engines=engines)
-
-
-def _role_wishes(
-    topology: str, name: str, role: EngineRole, engine: Engine, inventory: Inventory
-) -> list[_Wish]:
-    workers = [
-        _Wish(replica=ReplicaId(topology, name, replica), member=member)
-        for replica in range(role.replicas)
-        for member in range(role.members)
+    has = has or {}
+    table = Table(inventory, others, leaving=leaving, ours=_flat(has))
+    placed = _taken(table, _wishes(topology, engines, inventory, has))
+    if table.refusals and has:  # all must move closer together
+        table = Table(inventory, others, ours=_flat(has))
+        placed = _taken(table, _wishes(topology, engines, inventory, {}))
+    refusals = [Refusal(who, text) for who, text in table.refusals.items()]
+    refusals += _too_much_cache(topology, engines, placed, table.refusals)
+    if refusals:
+        return refusals
+    bound, notes = _bound(topology, engines, placed, inventory, others)
+    notes += [
+        f"{each.who}: GPU {gpu.index} has {gpu.held}; it starts there when enough of it is free"
+        for each in placed
+        for gpu in each.gpus
+        if gpu.uuid in table.strange
     ]
-    pinned = engine.name != "sim" or (role.sim.pinned and bool(inventory.gpus))
-    if not pinned or (inventory.cpu_engine and not inventory.gpus):
-        return workers
+    return Placements(placed=tuple(bound), engines=engines, notes=tuple(notes))
+
+
+def _flat(has: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    for uuids in has.values():
+        yield from uuids
+
+
+def _taken(table: Table, wishes: list[Wish]) -> list[Placed]:
+    """Let each wish take what it gets; in the order of the file."""
+    taken = {wish.replica: table.take(wish) for wish in sorted(wishes, key=_rank)}
+    return [
+        Placed(replica=wish.replica, member=member, gpus=gpus, share=wish.fraction or 1.0)
+        for wish in wishes
+        for member, gpus in enumerate(taken[wish.replica])
+    ]
+
+
+def _wishes(
+    topology: Topology,
+    engines: Mapping[str, Engine],
+    inventory: Inventory,
+    has: Mapping[str, tuple[str, ...]],
+) -> list[Wish]:
+    """What every replica asks for, in the order of the file."""
+    found: list[Wish] = []
+    for name, role in topology.roles.items():
+        pinned = _is_pinned(role, engines[name], inventory)
+        found += [
+            _role_wish(ReplicaId(topology.name, name, number), role, has, pinned=pinned)
+            for number in range(role.replicas)
+        ]
+    for name, process in topology.processes.items():
+        found.append(_process_wish(ReplicaId(topology.name, name, 0), process, has))
+    return found
+
+
+def _is_pinned(role: EngineRole, engine: Engine, inventory: Inventory) -> bool:
+    """Say whether the workers of a role use GPUs at all."""
+    if engine.name == "sim":
+        return role.sim.pinned and bool(inventory.gpus)
+    return bool(inventory.gpus) or not inventory.cpu_engine
+
+
+def _role_wish(
+    replica: ReplicaId, role: EngineRole, has: Mapping[str, tuple[str, ...]], *, pinned: bool
+) -> Wish:
+    wish = Wish(replica=replica, members=role.members)
+    if not pinned:
+        return wish
     each = role.gpus_per_worker
-    for index, wish in enumerate(workers):
-        if isinstance(role.gpus, tuple):
-            first = index * int(each)
-            wish.named = role.gpus[first : first + int(each)]
-        elif isinstance(each, float):
-            wish.fraction = each
-        else:
-            wish.count = each
-    return workers
+    if isinstance(role.gpus, tuple):
+        count = int(each) * role.members
+        first = replica.replica * count
+        return replace(wish, named=role.gpus[first : first + count])
+    wish = replace(wish, has=_what_it_has(replica, role.members, has))
+    return replace(wish, fraction=each) if isinstance(each, float) else replace(wish, count=each)
 
 
-def _process_wish(topology: str, name: str, process: Process) -> _Wish:
-    wish = _Wish(replica=ReplicaId(topology, name, 0), member=0)
+def _process_wish(replica: ReplicaId, process: Process, has: Mapping[str, tuple[str, ...]]) -> Wish:
+    wish = Wish(replica=replica, has=_what_it_has(replica, 1, has))
     if isinstance(process.gpus, tuple):
-        wish.named = process.gpus
-    elif isinstance(process.gpus, float):
-        wish.fraction = process.gpus
-    else:
-        wish.count = process.gpus or 0
-    return wish
+        return replace(wish, named=process.gpus)
+    if isinstance(process.gpus, float):
+        return replace(wish, fraction=process.gpus)
+    return replace(wish, count=process.gpus or 0)
 
 
-def _rank(wish: _Wish) -> int:
+def _what_it_has(
+    replica: ReplicaId, members: int, has: Mapping[str, tuple[str, ...]]
+) -> tuple[tuple[str, ...], ...]:
+    found = tuple(has.get(f"{replica}.{member}", ()) for member in range(members))
+    return found if any(found) else ()
+
+
+def _rank(wish: Wish) -> int:
     """Named GPUs first, whole ones next, fractions last; otherwise in the order of the file.
 
     Who has GPUs already comes before who has none yet.
@@ -190,79 +221,74 @@ def _rank(wish: _Wish) -> int:
     return 4 if wish.fraction else 3
 
 
-class _Table:
-    """Who has which GPU while the placement is worked out."""
-
-    def __init__(self, inventory: Inventory, leaving: Collection[str]) -> None:
-        self._inventory = inventory
-        self._order = sorted(inventory.gpus, key=lambda gpu: gpu.uuid in leaving)
-        self._owner: dict[str, str] = {}
-        self._shared: dict[str, float] = {}
-        self.placed: dict[str, Placed] = {}
-        self.refusals: dict[str, str] = {}
-        """The first thing that is missing for each role: the rest follows from it."""
-
-    def take(self, wish: _Wish) -> None:
-        if wish.named:
-            gpus = self._named(wish)
-        elif wish.fraction:
-            gpus = self._part(wish)
-        else:
-            gpus = self._whole(wish)
-        self.placed[wish.who] = Placed(
-            replica=wish.replica, member=wish.member, gpus=gpus, share=wish.fraction or 1.0
-        )
-
-    def _named(self, wish: _Wish) -> tuple[Gpu, ...]:
-        found = []
-        for wanted in wish.named:
-            gpu = self._inventory.find(wanted)
-            if gpu is None:
-                self._refuse(wish, f"GPU {wanted} isn't there; GPUs found: {self._inventory}")
-            elif gpu.uuid in self._owner:
-                self._refuse(wish, f"GPU {wanted} is already {self._owner[gpu.uuid]}'s")
-            else:
-                self._owner[gpu.uuid] = wish.who
-                found.append(gpu)
-        return tuple(found)
-
-    def _whole(self, wish: _Wish) -> tuple[Gpu, ...]:
-        taken = {*self._owner, *self._shared}
-        # CUDA shows a process one MIG instance, however many it is given.
-        free = [
-            gpu
-            for gpu in self._order
-            if gpu.uuid not in taken and (wish.count == 1 or not gpu.is_part)
-        ]
-        mine = [gpu for gpu in free if gpu.uuid in wish.has]
-        if len(mine) == wish.count:
-            free = mine
-        if len(free) < wish.count:
-            self._refuse(wish, self._too_few(wish, len(free)))
-            return ()
-        for gpu in free[: wish.count]:
-            self._owner[gpu.uuid] = wish.who
-        return tuple(free[: wish.count])
-
-    def _part(self, wish: _Wish) -> tuple[Gpu, ...]:
-        for gpu in sorted(self._order, key=lambda gpu: gpu.uuid not in wish.has):
-            # Thirds must add up to one in spite of what floats make of them.
-            used = self._shared.get(gpu.uuid, 0.0) + wish.fraction
-            if gpu.uuid not in self._owner and used <= 1 + 1e-9:
-                self._shared[gpu.uuid] = used
-                return (gpu,)
-        found = f"GPUs found: {self._inventory}"
-        self._refuse(wish, f"no GPU has {wish.fraction:g} of itself left; {found}")
-        return ()
-
-    def _too_few(self, wish: _Wish, free: int) -> str:
-        needs = f"{wish.who} needs {wish.count} GPU{'s' * (wish.count != 1)}"
-        if not self._inventory.gpus:
-            return (
-                f"{needs} and this machine has none; use --engine sim, or install the CPU build "
-                "of vLLM"
+def _too_much_cache(
+    topology: Topology,
+    engines: Mapping[str, Engine],
+    placed: Collection[Placed],
+    refused: Collection[str],
+) -> Iterator[Refusal]:
+    """Refuse a KV cache, given in bytes, that is larger than what its worker has of a GPU."""
+    said = set(refused)
+    for each in placed:
+        name = each.replica.role
+        role = topology.roles.get(name)
+        if role is None or engines[name].name != "vllm" or name in said or not each.gpus:
+            continue
+        wanted = role.vllm.get("kv-cache-memory-bytes")
+        least = min(each.gpus, key=lambda gpu: gpu.total_bytes)
+        has = utilization(each.share) * least.total_bytes
+        if isinstance(wanted, int) and wanted > has:
+            said.add(name)
+            text = (
+                f"{each.who} wants {wanted / GIB:.1f} GiB of KV cache, and it has "
+                f"{has / GIB:.1f} GiB of GPU {least.index} ({least.name})"
             )
-        return f"{needs}, {free} of {len(self._inventory.gpus)} left; GPUs found: {self._inventory}"
+            yield Refusal(name, text)
 
-    def _refuse(self, wish: _Wish, text: str) -> None:
-        self.refusals.setdefault(wish.replica.role, text)
+
+def _bound(
+    topology: Topology,
+    engines: Mapping[str, Engine],
+    placed: Collection[Placed],
+    inventory: Inventory,
+    others: Collection[Holding],
+) -> tuple[list[Placed], list[str]]:
+    """Add each worker's cores, and say where there are too few."""
+    cpu_wishes = [
+        _cpu_wish(topology.roles[each.replica.role], each)
+        for each in placed
+        if inventory.cpu_engine and not each.gpus and _computes(topology, engines, each)
+    ]
+    busy = {cpu for other in others for cpu in other.cpus}
+    computing = on_cpus(cpu_wishes, inventory.nodes, busy)
+    bound, notes = [], []
+    for each in placed:
+        name = each.replica.role
+        table = topology.roles.get(name) or topology.processes[name]
+        binding = computing.get(each.who, Binding())
+        if each.gpus and table.affinity == "auto":
+            binding = near_gpus(each.gpus, inventory.nodes)
+        if binding.shared:
+            notes.append(
+                f"{each.who}: fewer free cores than engines, so it shares them with others"
+            )
+        bound.append(replace(each, binding=binding))
+    return bound, notes
+
+
+def _computes(topology: Topology, engines: Mapping[str, Engine], each: Placed) -> bool:
+    """Say whether this is vLLM, and may be given cores."""
+    role = topology.roles.get(each.replica.role)
+    return (
+        role is not None and role.affinity == "auto" and engines[each.replica.role].name == "vllm"
+    )
+
+
+def _cpu_wish(role: EngineRole, each: Placed) -> CpuWish:
+    return CpuWish(
+        who=each.who,
+        ranks=role.tensor_parallel_size * role.pipeline_parallel,
+        env=role.env,
+        flags=role.vllm,
+        transfers=role.kind != "aggregated",
+    )

@@ -12,6 +12,8 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrator.core import kv_transfer, worker_env
+from orchestrator.core.affinity import ranges
+from orchestrator.core.inventory import Gpu
 from orchestrator.core.placement import Engine, Placed, Placements
 from orchestrator.core.vllm_flags import RENDEZVOUS, role_flags, serve_argv
 from orchestrator.core.worker_env import SIDE_CHANNEL, additions, vllm_env
@@ -36,8 +38,10 @@ class PlannedWorker(msgspec.Struct, frozen=True, kw_only=True):
     equivalent command line. `options` goes into `WorkerConfig.options`: vLLM's flags, the
     simulator's timing and faults, the frontend's settings. `env` is what is added to the cleaned
     environment of the daemon, sorted; what belongs to one incarnation isn't in it. A port of 0 is
-    chosen by the port table; `port_counts`: how many in a row, where it isn't one. `conditions`:
-    those that the file gives to what is in `depends_on`.
+    chosen by the port table; `port_counts`: how many in a row, where it isn't one. `cpus`: the only
+    ones it may run on, all if empty; `numa`: the node that its memory should be of; `cpu_env` tells
+    the engine, unless the environment says otherwise. `conditions`: those that the file gives to
+    what is in `depends_on`.
     """
 
     id: str
@@ -55,11 +59,19 @@ class PlannedWorker(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[int, ...] = ()
     gpu_uuids: tuple[str, ...] = ()
     gpu_share: float = 1.0
+    cpus: tuple[int, ...] = ()
+    numa: int | None = None
+    cpu_env: dict[str, str] = {}
     ports: dict[str, int] = {}
     port_counts: dict[str, int] = {}
     options: dict[str, Any] = {}
     depends_on: tuple[str, ...] = ()
     conditions: dict[str, str] = {}
+
+    @property
+    def cpu_ranges(self) -> str:
+        """Its CPUs as the kernel writes them: 0-3,8."""
+        return ranges(self.cpus)
 
     @property
     def after(self) -> tuple[str, ...]:
@@ -69,11 +81,16 @@ class PlannedWorker(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """All workers, in the order of the file: frontends, roles, processes."""
+    """All workers, in the order of the file: frontends, roles, processes.
+
+    `gpus`: those that any of them has. `notes`: what an operator should know of where they are.
+    """
 
     topology: str
     engines: dict[str, Engine]
     workers: tuple[PlannedWorker, ...]
+    gpus: tuple[Gpu, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def replicas(self) -> Mapping[ReplicaId, tuple[PlannedWorker, ...]]:
@@ -82,6 +99,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         for worker in self.workers:
             found[worker.replica] = (*found.get(worker.replica, ()), worker)
         return found
+
+    def users(self, uuid: str) -> list[str]:
+        """Whose a GPU is, and which part of it."""
+        return [
+            worker.id if worker.gpu_share == 1.0 else f"{worker.id} ({worker.gpu_share:g} of it)"
+            for worker in self.workers
+            if uuid in worker.gpu_uuids
+        ]
 
 
 def masked_plan(plan: Plan) -> Plan:
@@ -113,7 +138,14 @@ def build_plan(topology: Topology, placements: Placements) -> Plan:
             workers.append(_engine_worker(topology, topology.roles[name], engine, placed))
         else:
             workers.append(_command(topology.processes[name], placed))
-    return Plan(topology=topology.name, engines=placements.engines, workers=tuple(workers))
+    used = {gpu.uuid: gpu for placed in placements.placed for gpu in placed.gpus}
+    return Plan(
+        topology=topology.name,
+        engines=placements.engines,
+        workers=tuple(workers),
+        gpus=tuple(sorted(used.values(), key=lambda gpu: (gpu.index, gpu.uuid))),
+        notes=placements.notes,
+    )
 
 
 def _frontend(topology: Topology, index: int) -> PlannedWorker:
@@ -136,7 +168,9 @@ def _engine_worker(
 ) -> PlannedWorker:
     assert role.model is not None, "the loader fills in the topology's model"
     uuids = tuple(gpu.uuid for gpu in placed.gpus)
-    flags = role_flags(role, placed.member, topology.kv_transfer, has_gpus=bool(uuids))
+    flags = role_flags(
+        role, placed.member, topology.kv_transfer, has_gpus=bool(uuids), share=placed.share
+    )
     ports, counts = _ports(role)
     declared = role.env
     if engine.name == "vllm":
@@ -157,6 +191,9 @@ def _engine_worker(
         gpus=tuple(gpu.index for gpu in placed.gpus),
         gpu_uuids=uuids,
         gpu_share=placed.share,
+        cpus=placed.binding.cpus,
+        numa=placed.binding.numa,
+        cpu_env=placed.binding.env,
         ports=ports,
         port_counts=counts,
         options=flags
@@ -193,6 +230,9 @@ def _command(process: Process, placed: Placed) -> PlannedWorker:
         gpus=tuple(gpu.index for gpu in placed.gpus),
         gpu_uuids=uuids,
         gpu_share=placed.share,
+        cpus=placed.binding.cpus,
+        numa=placed.binding.numa,
+        cpu_env=placed.binding.env,
         depends_on=tuple(process.depends_on),
         conditions=_given(process.depends_on),
     )

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.core import kv_transfer
+from orchestrator.topology.policies import utilization
 from orchestrator.topology.roles import EngineRole
 from orchestrator.topology.schema import KvTransfer
 
@@ -17,13 +18,21 @@ RENDEZVOUS = "rendezvous"
 
 
 def role_flags(
-    role: EngineRole, member: int, transfer: KvTransfer | None = None, *, has_gpus: bool = True
+    role: EngineRole,
+    member: int,
+    transfer: KvTransfer | None = None,
+    *,
+    has_gpus: bool = True,
+    share: float = 1.0,
 ) -> dict[str, Any]:
     """Join the role's flags with those that other keys stand for, sorted by name.
 
-    `member` is the worker's data-parallel rank; `transfer`: the topology's `[kv-transfer]`.
+    `member` is the worker's data-parallel rank; `transfer`: the topology's `[kv-transfer]`;
+    `share`: how much it has of its GPU.
     """
     flags = dict(role.vllm)
+    if has_gpus and share < 1:
+        flags.setdefault("gpu-memory-utilization", utilization(share))
     if role.served_model_name:
         flags["served-model-name"] = list(role.served_model_name)
     if role.tensor_parallel_size > 1:

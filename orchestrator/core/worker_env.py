@@ -117,14 +117,16 @@ def worker_env(
     life: LifeId,
     nonce: str,
     dirs: PrivateDirs,
+    advice: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Everything the worker's process starts with.
 
-    `base`: the daemon's environment; `added`: from `additions`; `nonce`: makes the tree's tag
-    unique across machines' lives, so that a leftover can be told from a namesake.
+    `base`: the daemon's environment; `added`: from `additions`; `advice`: what holds unless one of
+    them says otherwise; `nonce`: makes the tree's tag unique across machines' lives, so that a
+    leftover can be told from a namesake.
     """
     env = {name: value for name, value in base.items() if _inherited(name, engine)}
-    env |= added
+    env = {**(advice or {}), **env, **added}
     if engine == "vllm":
         _share_caches(env)
         if "VLLM_PLUGINS" in env:

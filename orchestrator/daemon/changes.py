@@ -143,12 +143,18 @@ class Changes:
         return kept, topology_of(kept.source)
 
     async def _fresh_plan(self, kept: Kept, topology: Topology) -> Plan:
-        plan = build_plan(topology, placed(topology, place(topology, kept.inventory, kept.engine)))
+        plan = self._planned(kept, topology)
         wrong = await asyncio.to_thread(objections, topology, plan, topology.frontend.port)
         wrong += self._port_clash(topology)
         if wrong:
             raise RefusedError(FAILED, "\n".join(wrong))
         return plan
+
+    def _planned(self, kept: Kept, topology: Topology) -> Plan:
+        """Plan a topology beside all that are up. RefusedError when it can't be placed."""
+        others = self._deployments.holdings(topology.name)
+        found = place(topology, kept.inventory, kept.engine, others=others)
+        return build_plan(topology, placed(topology, found))
 
     async def _first(self, kept: Kept, topology: Topology) -> tuple[Change, ...]:
         """Take care of a topology that isn't up."""
@@ -158,6 +164,7 @@ class Changes:
         clash = self._port_clash(topology)
         if clash:
             raise RefusedError(FAILED, "\n".join(clash))
+        plan = self._planned(kept, topology)  # meanwhile another may have taken GPUs
         try:
             self._deployments.deploy(Deployment(kept, topology, plan))
         except OSError as error:
@@ -199,7 +206,9 @@ class Changes:
         units = self._deployments.units(present.name)
         if same:
             kept = structs.replace(kept, plan=before.plan)
-        proposal = propose(units, kept, topology, self._deployments.log_of, anew=not same)
+        others = self._deployments.holdings(topology.name)
+        log_of = self._deployments.log_of
+        proposal = propose(units, kept, topology, log_of, anew=not same, others=others)
         moved = topology.frontend.port if _listens(topology) != _listens(present.topology) else 0
         wrong = await asyncio.to_thread(objections, topology, proposal.plan, moved)
         wrong += self._port_clash(topology)
@@ -207,6 +216,9 @@ class Changes:
             raise RefusedError(FAILED, "\n".join(wrong))
         if present.kept is not before or self._deployments.by_name.get(present.name) is not present:
             raise RefusedError(FAILED, f"{present.name} has just been changed; look, and try again")
+        if self._deployments.holdings(topology.name) != others:
+            text = "another topology has just taken or left GPUs; look, and try again"
+            raise RefusedError(FAILED, f"{present.name}: {text}")
         return proposal
 
     def _port_clash(self, topology: Topology) -> list[str]:

@@ -14,6 +14,8 @@ import msgspec
 from msgspec import structs
 
 from orchestrator.core import events, fleet
+from orchestrator.core.affinity import cpus_of
+from orchestrator.core.gpu_table import Holding
 from orchestrator.core.state import Phase, State, Want
 from orchestrator.daemon import deployment, routing, snapshot
 from orchestrator.daemon.deployment import Deployment, Kept
@@ -75,6 +77,20 @@ class Deployments:
         units = deployment.make_units(found, self.log_of)
         self._supervisor.add(units)
         return units
+
+    def holdings(self, besides: str) -> list[Holding]:
+        """What the workers of all other topologies have of this machine, now or after a change."""
+        found: dict[tuple[str, str], Holding] = {}
+        for unit in self._supervisor.units.values():
+            if unit.id.topology == besides:
+                continue
+            for worker in (*unit.spec.members, *unit.coming.members):
+                for uuid in worker.gpu_uuids:
+                    holding = Holding(who=worker.id, uuid=uuid, share=worker.gpu_share)
+                    found[worker.id, uuid] = holding
+                if cpus := cpus_of(worker.cpu_env):
+                    found[worker.id, ""] = Holding(who=worker.id, cpus=cpus)
+        return list(found.values())
 
     def log_of(self, worker: LifeId) -> str:
         """Where a worker's log goes."""

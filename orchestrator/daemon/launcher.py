@@ -149,6 +149,7 @@ class Launcher:
         env = worker_env(
             os.environ, engine=planned.engine, life=life, nonce=nonce, dirs=dirs,
             added=planned.env | port_env(planned.engine, ports, planned.member),
+            advice=planned.cpu_env,
         )  # fmt: skip
         policy = unit.spec.policy
         blob = worker_config(self._run_dir, unit, life, directory, ports)
@@ -162,7 +163,7 @@ class Launcher:
             log_max_bytes=unit.spec.log_max_bytes, log_backups=unit.spec.log_backups,
             cwd=planned.cwd or unit.spec.cwd, grace_s=policy.stop.grace_s,
             linger_s=policy.stop.linger_s, kill_timeout_s=policy.stop.kill_timeout_s,
-            nofile=NOFILE, group=group,
+            nofile=NOFILE, group=group, cpus=list(planned.cpus), numa=planned.numa,
             tree="cgroup" if group else "pidns" if unit.spec.tree == "pidns" else "walk", **spawn,
         )  # fmt: skip
 

@@ -11,13 +11,12 @@ from orchestrator.topology.policies import (
     RestartPolicy,
     StartPolicy,
     StopPolicy,
+    utilization,
 )
 from orchestrator.topology.processes import Process
 from orchestrator.topology.roles import EngineRole
 from orchestrator.topology.schema import Frontend
 
-VLLM_UTILIZATION = 0.92
-"""The part of a GPU that vLLM takes unless told otherwise (vLLM 0.32, config/cache.py)."""
 ONESHOT_S = 86_400.0
 """How long a oneshot may work where the file doesn't say it: every wait has an end."""
 
@@ -119,13 +118,13 @@ def with_gpus(
         return plain
     part = members[0].gpu_share
     asked = members[0].options.get("gpu-memory-utilization")
-    whole = asked if isinstance(asked, int | float) else VLLM_UTILIZATION
+    share = asked if isinstance(asked, int | float) else utilization(part)
     return replace(
         plain,
         holds=(*plain.holds, Hold.GPU),
         gpu=policy.Gpu(
             mode=policy.GpuMode.SHARED if part < 1 else policy.GpuMode(gpu.mode),
-            share=part if part < 1 else float(whole),
+            share=float(share),
             slack_bytes=gpu.slack_bytes,
             samples=gpu.samples,
             interval_s=gpu.interval_s,

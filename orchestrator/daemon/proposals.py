@@ -1,8 +1,11 @@
 """What an `up`, a scale or a rolling restart would do. Nothing is touched by asking."""
 
+from collections.abc import Collection
+
 from msgspec import structs
 
 from orchestrator.core.difference import Change, difference
+from orchestrator.core.gpu_table import Holding
 from orchestrator.core.placement import place
 from orchestrator.core.plan import Plan, PlannedWorker, build_plan
 from orchestrator.core.state import Phase
@@ -38,11 +41,18 @@ class Proposal:
 
 
 def propose(
-    units: list[Unit], kept: Kept, topology: Topology, log_of: LogOf, *, anew: bool = True
+    units: list[Unit],
+    kept: Kept,
+    topology: Topology,
+    log_of: LogOf,
+    *,
+    anew: bool = True,
+    others: Collection[Holding] = (),
 ) -> Proposal:
     """Plan a topology beside what runs of it now. RefusedError when it can't be placed.
 
-    `anew`: False takes the plan that was kept, for a file that hasn't changed.
+    `anew`: False takes the plan that was kept, for a file that hasn't changed. `others`: what other
+    topologies have.
     """
     coming = {unit.id: unit.coming for unit in units}
     if anew or kept.plan is None:
@@ -55,7 +65,7 @@ def propose(
             if unit.id not in ids
             for uuid in worker.gpu_uuids
         }
-        found = place(topology, kept.inventory, kept.engine, has=has, leaving=gone)
+        found = place(topology, kept.inventory, kept.engine, has=has, leaving=gone, others=others)
         plan = build_plan(topology, placed(topology, found))
     else:
         plan = kept.plan

@@ -118,6 +118,7 @@ def run(spawn: Spawn, report: int) -> int:
     prctl.set_name(spawn.life.rpartition("/")[2].partition("#")[0])
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     _limit_files(spawn.nofile)
+    _bind(spawn)
     try:
         with Report(report, f"cannot enter the directory {spawn.cwd}"):
             os.chdir(spawn.cwd)
@@ -139,6 +140,18 @@ def _limit_files(soft: int) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         limit = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+def _bind(spawn: Spawn) -> None:
+    """Keep to the cores and the memory it was given; what can't be had is no reason to die."""
+    try:
+        if spawn.cpus:
+            os.sched_setaffinity(0, spawn.cpus)
+        if spawn.numa is not None:
+            prctl.prefer_memory_of(spawn.numa)
+    except OSError as error:  # a container that forbids it, or a core that was taken offline
+        what = f"CPUs {spawn.cpus} and the memory of NUMA node {spawn.numa}"
+        os.write(2, f"dynorch: not bound to {what}: {error.strerror}\n".encode())
 
 
 def _execute(spawn: Spawn, report: int) -> None:

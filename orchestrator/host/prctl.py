@@ -6,6 +6,7 @@ of a foreign environment often wasn't; their numbers are the same on every archi
 """
 
 import ctypes
+import errno
 import os
 import signal
 import struct
@@ -17,6 +18,9 @@ PIDFD_SEND_SIGNAL = 424
 PIDFD_OPEN = 434
 CLONE3 = 435
 CLONE_INTO_CGROUP = 0x2_0000_0000
+SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
+MPOL_PREFERRED = 1
+NODES_MAX = 64
 CLONE_NEWNS = 0x0002_0000
 CLONE_NEWPID = 0x2000_0000
 MS_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
@@ -49,6 +53,16 @@ def become_subreaper() -> None:
 def die_with_parent(number: int = signal.SIGKILL) -> None:
     """Get this signal when the *thread* that forked us ends. Lost on fork; kept over exec."""
     _prctl(PR_SET_PDEATHSIG, number)
+
+
+def prefer_memory_of(node: int) -> None:
+    """Take memory from this NUMA node as long as it has any. Kept over fork and exec."""
+    number = SET_MEMPOLICY.get(os.uname().machine)
+    if number is None or node >= NODES_MAX:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    mask = ctypes.c_ulong(1 << node)
+    # The kernel takes one bit less than it is told of.
+    _checked(_libc.syscall(number, MPOL_PREFERRED, ctypes.byref(mask), NODES_MAX + 1))
 
 
 def set_name(name: str) -> None:

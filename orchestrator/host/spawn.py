@@ -29,13 +29,14 @@ class Spawn:
     open files, 0 leaves it. `tree`: what holds it together (see `enclosure`); `group`: the path of
     the control group to make, for "cgroup". `lifetime_s`: the tree is killed when it has lived so
     long; 0: it may live for ever. `notify`: whose words count on the notify socket, "main" or
-    "all"; empty: there is none.
+    "all"; empty: there is none. `cpus`: where it may run, anywhere if empty; `numa`: the node that
+    its memory should be of.
     """
 
     __slots__ = (
-        "argv", "blob", "crash_linger_s", "cwd", "directory", "entry", "env", "grace_s", "group",
-        "kill_timeout_s", "life", "lifetime_s", "linger_s", "log_backups", "log_max_bytes",
-        "log_path", "nofile", "nonce", "notify", "path", "tree",
+        "argv", "blob", "cpus", "crash_linger_s", "cwd", "directory", "entry", "env", "grace_s",
+        "group", "kill_timeout_s", "life", "lifetime_s", "linger_s", "log_backups", "log_max_bytes",
+        "log_path", "nofile", "nonce", "notify", "numa", "path", "tree",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +63,8 @@ class Spawn:
         group: str = "",
         lifetime_s: float = 0.0,
         notify: str = "",
+        cpus: list[int] | None = None,
+        numa: int | None = None,
     ) -> None:
         self.life = life
         self.nonce = nonce
@@ -84,6 +87,8 @@ class Spawn:
         self.group = group
         self.lifetime_s = lifetime_s
         self.notify = notify
+        self.cpus = cpus or []
+        self.numa = numa
         for name in (directory, log_path, cwd):
             assert name.startswith("/"), f"{life}: not an absolute path: {name}"
         assert (tree == "cgroup") == group.startswith("/"), f"{life}: a {tree} and {group!r}"

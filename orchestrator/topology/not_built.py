@@ -26,15 +26,6 @@ def _routing(topology: Topology) -> Iterator[Path]:
         yield ("frontend", "routing")
 
 
-def _fractions(topology: Topology) -> Iterator[Path]:
-    for name, role in topology.roles.items():
-        if isinstance(role.gpus, float):
-            yield ("roles", name, "gpus")
-    for name, process in topology.processes.items():
-        if isinstance(process.gpus, float):
-            yield ("processes", name, "gpus")
-
-
 def _interpreters(topology: Topology) -> Iterator[Path]:
     if topology.python is not None:
         yield ("python",)
@@ -46,7 +37,6 @@ def _interpreters(topology: Topology) -> Iterator[Path]:
 
 ROWS = (
     Row("prefix and KV routing", _routing, 'write routing = "least-loaded"'),
-    Row("sharing a GPU", _fractions, "write a whole number of GPUs"),
     Row("workers in another interpreter", _interpreters, "install vLLM beside dynorch"),
 )
 

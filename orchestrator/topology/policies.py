@@ -25,6 +25,26 @@ ON_DEPENDENCY_RESTART: OnDependencyRestart = Field(
 )
 
 
+VLLM_UTILIZATION = 0.92
+"""The part of a GPU that vLLM takes unless told otherwise (vLLM 0.32, config/cache.py)."""
+
+Affinity = Literal["auto", "none"]
+AFFINITY: Affinity = Field(
+    default="auto",
+    description="Which cores and memory it keeps to. auto: those of its GPUs' NUMA node; for vLLM "
+    "on the CPU cores of its own. none: all.",
+)
+
+
+def utilization(share: float) -> float:
+    """How much of a GPU's memory a worker with this share of it may plan with.
+
+    Less than the share: CUDA itself needs some, and the second of two halves would never find one
+    half free.
+    """
+    return int(share * VLLM_UTILIZATION * 10_000 + 1e-6) / 10_000
+
+
 class RestartPolicy(Table):
     """Whether and when a replica that ended is started again."""
 

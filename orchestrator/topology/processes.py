@@ -3,7 +3,9 @@
 from pydantic import Field
 
 from orchestrator.topology.policies import (
+    AFFINITY,
     ON_DEPENDENCY_RESTART,
+    Affinity,
     GpuPolicy,
     OnDependencyRestart,
     Supervised,
@@ -39,8 +41,10 @@ class Process(Supervised):
     on_dependency_restart: OnDependencyRestart = ON_DEPENDENCY_RESTART
     gpus: Gpus | None = Field(
         default=None,
-        description="GPUs it gets: a count, or a list of indices or UUIDs. None if not given.",
+        description="GPUs it gets: a count, a fraction of one (shared), or a list of indices or "
+        "UUIDs. None if not given.",
     )
+    affinity: Affinity = AFFINITY
     gpu: GpuPolicy = Field(default_factory=GpuPolicy, description="When its GPUs count as free.")
     oneshot: bool = Field(
         default=False,

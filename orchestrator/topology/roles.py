@@ -5,7 +5,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from orchestrator.topology.policies import (
+    AFFINITY,
     ON_DEPENDENCY_RESTART,
+    Affinity,
     GpuPolicy,
     LivenessPolicy,
     OnDependencyRestart,
@@ -123,6 +125,7 @@ class EngineRole(Supervised):
     engine: EngineChoice = Field(
         default="auto", description="auto: vLLM where a GPU is present, else the simulated engine."
     )
+    affinity: Affinity = AFFINITY
     vllm: dict[str, Any] = Field(
         default={},
         description="Any `vllm serve` flag, without dashes in front, checked by vLLM itself.",

@@ -22,6 +22,11 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield f"topology {plan.topology}: {count} {'worker' if count == 1 else 'workers'}"
     for role, engine in plan.engines.items():
         yield f"engine of {role}: {engine.name} ({engine.reason})"
+    for gpu in plan.gpus:
+        near = "" if gpu.numa is None else f", NUMA node {gpu.numa}"
+        what = f"{gpu.name}, {gpu.total_bytes / 2**30:.1f} GiB{near}"
+        yield f"gpu {gpu.index} ({gpu.uuid}): {what}: {', '.join(plan.users(gpu.uuid))}"
+    yield from (f"note: {note}" for note in plan.notes)
     for worker in plan.workers:
         yield ""
         yield f"{worker.id}  {worker.kind}"
@@ -33,7 +38,7 @@ def _facts(worker: PlannedWorker) -> Iterator[tuple[str, str]]:
     yield from _place(worker)
     yield from (("after", name) for name in worker.after)
     yield from _command(worker)
-    for name, text in sorted(worker.env.items()):
+    for name, text in sorted((worker.cpu_env | worker.env).items()):
         yield "env", f"{name}={shlex.quote(text) if text else ''}"
 
 
@@ -44,6 +49,9 @@ def _place(worker: PlannedWorker) -> Iterator[tuple[str, str]]:
     if worker.engine:
         yield "engine", worker.engine
     yield "gpus", _gpus(worker)
+    if worker.cpus:
+        node = "" if worker.numa is None else f" (NUMA node {worker.numa})"
+        yield "cpus", worker.cpu_ranges + node
     for name, port in sorted(worker.ports.items()):
         yield "port", f"{name} {port or '(another one at each start)'}"
 

@@ -81,6 +81,7 @@ def test_who_was_given_up_leaves_how_much_memory_was_in_use_before_and_after(dyn
 def test_statement_16_a_stranger_is_named_waited_for_and_never_touched(dynorch, fake, holder):
     fake.hold(0, 41.2, holder.pid)
     text = gpus.TWO.replace('interval = "50ms"', 'interval = "50ms"\nevent-after = "100ms"')
+    text = text.replace("gpus = 1", "gpus = [0]", 1)  # left alone, it would go where nobody is
     dynorch.popen("up", dynorch.file(text))
     held = eventually(lambda: is_up(dynorch) and waits(dynorch, "a", f"pid {holder.pid} ("), 30)
     for word in ("GPU 0", "41.2 GiB", "1.8 GiB would count as free", "not ours"):

@@ -282,7 +282,8 @@ def test_whose_a_holder_is(room):
         ({}, 1.0, {}, GpuMode.EXCLUSIVE, 0.92),
         ({"mode": "shared"}, 1.0, {}, GpuMode.SHARED, 0.92),
         ({"mode": "shared"}, 1.0, {"gpu-memory-utilization": 0.4}, GpuMode.SHARED, 0.4),
-        ({}, 0.5, {}, GpuMode.SHARED, 0.5),
+        ({}, 0.5, {}, GpuMode.SHARED, 0.46),
+        ({}, 0.5, {"gpu-memory-utilization": 0.3}, GpuMode.SHARED, 0.3),
     ],
 )
 def test_what_must_be_free_comes_from_the_file(written, part, flags, mode, share):

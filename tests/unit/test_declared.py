@@ -2,8 +2,8 @@
 
 import pytest
 
-from orchestrator.core.declared import GIB, declared, read
-from orchestrator.core.inventory import Inventory
+from orchestrator.core.declared import declared, read
+from orchestrator.core.inventory import GIB, Inventory
 
 FILE = """
 [[gpus]]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from orchestrator.topology.complaints import Finding, Path
+from orchestrator.topology.policies import utilization
 from orchestrator.topology.roles import EngineRole
 from orchestrator.topology.schema import Topology
 
@@ -65,10 +66,12 @@ def fractions(topology: Topology) -> Iterator[Finding]:
         wanted = role.vllm.get("gpu-memory-utilization")
         if not isinstance(role.gpus, float) or not isinstance(wanted, int | float):
             continue
-        if wanted > role.gpus:
+        most = utilization(role.gpus)
+        if wanted > most:
             wrong = f"{wanted} of the GPU's memory is more than this worker's share of {role.gpus}"
+            right = f"write at most {most}, and leave the rest to CUDA, or leave it out"
             path = ("roles", name, "vllm", "gpu-memory-utilization")
-            yield Finding(path, wrong, f"write at most {role.gpus}", (("roles", name, "gpus"),))
+            yield Finding(path, wrong, right, (("roles", name, "gpus"),))
 
 
 def _lists(topology: Topology) -> Iterator[tuple[Path, tuple[int | str, ...]]]:
