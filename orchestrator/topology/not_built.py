@@ -22,7 +22,7 @@ class Row:
 
 
 def _routing(topology: Topology) -> Iterator[Path]:
-    if topology.frontend.routing in ("prefix", "kv"):
+    if topology.frontend.routing == "kv":
         yield ("frontend", "routing")
 
 
@@ -36,7 +36,7 @@ def _interpreters(topology: Topology) -> Iterator[Path]:
 
 
 ROWS = (
-    Row("prefix and KV routing", _routing, 'write routing = "least-loaded"'),
+    Row("KV routing", _routing, 'write routing = "prefix"'),
     Row("workers in another interpreter", _interpreters, "install vLLM beside dynorch"),
 )
 

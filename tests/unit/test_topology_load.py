@@ -283,8 +283,7 @@ def test_not_built_yet_is_said_with_its_line():
     text = MINIMAL + "[frontend]\nport = 8000\nrouting = 'kv'\n"
     (routing,) = [str(each) for each in not_built(parse(text, "t.toml", {}))]
     assert routing == (
-        "t.toml:6: frontend.routing: prefix and KV routing: not built yet; write "
-        'routing = "least-loaded"'
+        't.toml:6: frontend.routing: KV routing: not built yet; write routing = "prefix"'
     )
 
 
