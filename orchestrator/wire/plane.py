@@ -20,7 +20,11 @@ BATCH_ITEMS_MAX = 512
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True, tag=0):
-    """A whole HTTP request: the body is complete (the frontend bounds it)."""
+    """A whole HTTP request: the body is complete (the frontend bounds it).
+
+    `until`: the monotonic second after which it must not be begun any more, 0 for never. A worker
+    that was frozen finds requests in its socket whose KV cache others have overwritten meanwhile.
+    """
 
     id: int
     method: str
@@ -28,6 +32,7 @@ class Open(msgspec.Struct, frozen=True, array_like=True, tag=0):
     query: bytes
     headers: Headers
     body: bytes
+    until: float = 0.0
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -60,7 +65,8 @@ class End(msgspec.Struct, frozen=True, array_like=True, tag=4):
 class Fail(msgspec.Struct, frozen=True, array_like=True, tag=5):
     """The request ended without a complete response.
 
-    `code` is one of: cancelled, draining (never started, safe to send elsewhere), app-error.
+    `code` is one of: cancelled, draining (never started, safe to send elsewhere), late (never
+    started, because `until` had passed), app-error.
     """
 
     id: int

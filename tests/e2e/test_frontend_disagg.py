@@ -283,6 +283,20 @@ def test_a_ticket_of_the_dead_is_not_sent(stage):
     assert stage.metric(TICKETS % "orphaned") == 1
 
 
+def test_a_decode_that_was_frozen_past_the_deadline_does_not_begin(stage):
+    """By then the blocks may be somebody else's; the request is made again, on the same worker."""
+    stage.pair(kv_transfer={"lease": 0.4})
+    stage.workers["d"].send_signal(signal.SIGSTOP)
+    with stage.stream() as sock:
+        eventually(lambda: stage.metric(TICKETS % "used") == 1)
+        issued_at = time.monotonic()
+        eventually(lambda: time.monotonic() > issued_at + 0.4)
+        stage.workers["d"].send_signal(signal.SIGCONT)
+        assert b"x-dynorch-worker: t/decode-1.0#1" in read_all(sock)
+    (one,) = stage.received("d")
+    assert '"r2"' in one["body"]
+
+
 def test_a_client_that_leaves_between_the_stages_drops_the_ticket(stage):
     _ticket_without_decode(stage).close()
     eventually(lambda: stage.metric(TICKETS % "dropped") == 1)

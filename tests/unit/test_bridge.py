@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 
 import pytest
 import zmq
@@ -62,6 +63,20 @@ def test_a_request_and_its_answer(tmp_path):
             plane.End(7),
         ]
         assert (bridge.inflight, bridge.requests, client.messages) == (0, 1, 1)
+
+    with_bridge(tmp_path, echo, scenario)
+
+
+def test_what_comes_too_late_is_not_begun(tmp_path):
+    async def scenario(bridge, client):
+        for number, until in ((1, time.monotonic()), (2, time.monotonic() + 60)):
+            client.items[number] = []
+            client._ends[number] = asyncio.Event()
+            client.say(plane.Open(number, "GET", "/x", b"", [], b"", until))
+        text = "the request came too late for its KV cache"
+        assert await client.end(1) == [plane.Fail(1, "late", text)]
+        assert (await client.end(2))[-1] == plane.End(2)
+        assert bridge.requests == 1
 
     with_bridge(tmp_path, echo, scenario)
 

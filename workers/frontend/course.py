@@ -110,6 +110,8 @@ def event_of(failure: Failure) -> Event:
     """Return what an attempt's failure is to the course."""
     if failure is Failure.APP_ERROR:
         return Event.BROKEN
+    if failure is Failure.LATE:
+        return Event.VOID
     rule = RULES[failure]
     if not rule.elsewhere:
         return Event.HOPELESS

@@ -107,11 +107,15 @@ class Link:
         self._monitor_reader.start()
         socket.connect(self.route.endpoint)
 
-    def open(self, sink: Sink, ask: Ask) -> int:
-        """Send a request; what comes back goes to `sink`. Returns its id, for `cancel`."""
+    def open(self, sink: Sink, ask: Ask, until: float = 0.0) -> int:
+        """Send a request; what comes back goes to `sink`. Returns its id, for `cancel`.
+
+        `until`: when it must have reached the worker, 0 for whenever.
+        """
         number = next(self._ids)
         self._sinks[number] = sink
-        self._put(plane.Open(number, ask.method, ask.path, ask.query, ask.headers, ask.body))
+        path, query, headers = ask.path, ask.query, ask.headers
+        self._put(plane.Open(number, ask.method, path, query, headers, ask.body, until))
         return number
 
     def cancel(self, number: int) -> None:

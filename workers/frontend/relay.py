@@ -177,13 +177,14 @@ class Relay:
         picked = self._pick(run)
         if picked is None:
             return Ended(Event.NOBODY)
-        ask = run.ask
+        ask, until = run.ask, 0.0
         if run.course.stage is Stage.DECODE:
             params = self._redeem(run)
             if isinstance(params, Void):
                 return Ended(Event.VOID, None, None, params.value)
-            ask = stages.decode_ask(ask, params)
-        attempt, number = self._begin(run, *picked, ask)
+            assert run.ticket is not None
+            ask, until = stages.decode_ask(ask, params), run.ticket.deadline
+        attempt, number = self._begin(run, *picked, ask, until)
         exchange = attempt.exchange
         timer = self._arm(exchange, run.deadline)
         try:
@@ -231,7 +232,9 @@ class Relay:
 
     # One attempt.
 
-    def _begin(self, run: Run, link: Link, why: str, ask: Ask) -> tuple[Attempt, int]:
+    def _begin(
+        self, run: Run, link: Link, why: str, ask: Ask, until: float = 0.0
+    ) -> tuple[Attempt, int]:
         """Send it; returns the attempt and its number on the link."""
         client = run.client
         loop = asyncio.get_running_loop()
@@ -239,7 +242,7 @@ class Relay:
         self._metrics.pick(why).inc()
         exchange = Exchange(loop, self._options.stream_buffer_max, client.connection.abort)
         attempt = Attempt(link, exchange)
-        number = link.open(exchange, ask)
+        number = link.open(exchange, ask, until)
         client.connection.on_lost = _leaver(attempt, client, number)
         self._open.add(exchange)
         return attempt, number

@@ -16,6 +16,7 @@ class Failure(enum.Enum):
     LOST = "the connection to the worker was lost"
     UNSENT = "the worker could not be reached"
     DRAINING = "the worker is draining"
+    LATE = "the worker was too slow to take the request before its ticket's deadline"
     ENGINE_DEAD = "the worker's engine died"
     APP_ERROR = "the worker's application failed"
     CANCELLED = "the worker cancelled the request"
@@ -35,6 +36,7 @@ RULES: dict[Failure, Rule] = {
     Failure.LOST: Rule(elsewhere=True, costs=True),
     Failure.UNSENT: Rule(elsewhere=True, costs=False),
     Failure.DRAINING: Rule(elsewhere=True, costs=False),
+    Failure.LATE: Rule(elsewhere=True, costs=False),
     Failure.ENGINE_DEAD: Rule(elsewhere=True, costs=True),
     Failure.APP_ERROR: Rule(elsewhere=False, costs=True),
     Failure.CANCELLED: Rule(elsewhere=True, costs=True),
@@ -48,6 +50,7 @@ LEAVING = frozenset({Failure.DRAINING, Failure.UNSENT})
 
 FROM_WIRE = {
     "draining": Failure.DRAINING,
+    "late": Failure.LATE,
     "cancelled": Failure.CANCELLED,
     "app-error": Failure.APP_ERROR,
 }

@@ -84,8 +84,8 @@ class Run:
         elif ended.event is Event.UNSTARTED and stage is Stage.DECODE:
             assert self.ticket is not None
             self.ticket.give_back()
-        elif ended.event is Event.BROKEN and stage is Stage.DECODE:
-            # It may have been the transfer, not this worker.
+        elif ended.event in {Event.BROKEN, Event.VOID} and stage is Stage.DECODE:
+            # It may have been the transfer, or the ticket's age, not this worker.
             self._avoid(life)
 
     def _avoid(self, life: str) -> None:

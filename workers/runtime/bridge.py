@@ -11,6 +11,7 @@ again and again until it ends. A frontend that vanishes has all its requests can
 
 import asyncio
 import logging
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -144,6 +145,10 @@ class Bridge:
             log.error("request id %d opened twice: the second is ignored", request.id)
         elif refusal:
             peer.outbox.put(plane.Fail(request.id, "draining", refusal))
+            self._flush_soon(peer.outbox)
+        elif request.until and time.monotonic() >= request.until:
+            text = "the request came too late for its KV cache"
+            peer.outbox.put(plane.Fail(request.id, "late", text))
             self._flush_soon(peer.outbox)
         else:
             self._begin(peer, request)
