@@ -77,6 +77,8 @@ class Adoption:
                 numbers = [life.incarnation for life in lives if life.of == unit.id]
                 number = self._deployments.by_name[unit.id.topology].kept.numbers.get(str(unit.id))
                 unit.state = replace(unit.state, incarnation=max([*numbers, number or 0]))
+        for found in up:
+            self._deployments.recall_stops(found)
         reached("adoption.restored")
         # All events are taken before anything follows from them. Only then is it known for good
         # how the dead have ended: another daemon may have to read it again.
@@ -185,6 +187,7 @@ class Adoption:
                 self._supervisor.request(unit, StartRequested)
         for found in up:
             self._deployments.rollouts.resume(found)
+            self._deployments.resume_stops(found)
 
     async def _end_strays(self, lives: list[FoundLife]) -> list[FoundLife]:
         """Kill living trees that are nobody's; returns those that were there to the last."""

@@ -64,6 +64,16 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True):
     parked: bool = False
 
 
+class StopOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """That a replica is to stop when its turn comes, and how long it may drain then.
+
+    `intent`: of the newest request that it had been sent; who was sent one since isn't meant.
+    """
+
+    intent: int
+    drain_s: float | None = None
+
+
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
     """What is written to the run directory for each topology that is up.
 
@@ -71,7 +81,8 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     `coming`: replicas that are new and not started yet. `spares`: workers that stand in while
     their role is renewed. `fresh`: replicas that got a new configuration in the present rollout.
     `halted`: why it was stopped. `numbers`: the last incarnation of replicas that are gone, so
-    that no life is ever called like an earlier one.
+    that no life is ever called like an earlier one. `stopping`: parts that stop one level after
+    the other.
     """
 
     schema: int = 1
@@ -92,6 +103,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     halted: str = ""
     numbers: dict[str, int] = {}
     gpu_timeout_s: float | None = None
+    stopping: dict[str, StopOrder] = {}
 
     @property
     def source(self) -> Source:

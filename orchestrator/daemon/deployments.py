@@ -18,7 +18,7 @@ from orchestrator.core.affinity import cpus_of
 from orchestrator.core.gpu_table import Holding
 from orchestrator.core.state import Phase, State, Want
 from orchestrator.daemon import deployment, routing, snapshot
-from orchestrator.daemon.deployment import Deployment, Kept
+from orchestrator.daemon.deployment import Deployment, Kept, StopOrder
 from orchestrator.daemon.publisher import Publisher
 from orchestrator.daemon.rollouts import Rollouts
 from orchestrator.daemon.supervisor import Supervisor
@@ -132,11 +132,7 @@ class Deployments:
     def begin_down(self, found: Deployment, *, at_once: bool) -> None:
         """Start, or hasten, the orderly end."""
         if not found.going_down:
-            found.kept = structs.replace(found.kept, going_down=True)
-            try:
-                self.write(found)
-            except OSError as error:  # a full disk stops no stop; only the next daemon won't know
-                self._publisher.event(found.name, "not-saved", reason=str(error))
+            self._remember(found, structs.replace(found.kept, going_down=True, stopping={}))
             reached("deployments.down-written")
             self._publisher.event(found.name, "going-down", detail={"now": str(at_once).lower()})
         found.at_once = found.at_once or at_once
@@ -145,6 +141,14 @@ class Deployments:
         if at_once:
             for unit in self.units(found.name):
                 self._stop(unit, at_once=True)
+
+    def _remember(self, found: Deployment, kept: Kept) -> None:
+        """Tell the next daemon; a full disk stops no stop, only that one won't know."""
+        found.kept = kept
+        try:
+            self.write(found)
+        except OSError as error:
+            self._publisher.event(found.name, "not-saved", reason=str(error))
 
     def _stop(self, unit: Unit, *, at_once: bool) -> None:
         self._supervisor.request(unit, lambda intent: events.StopRequested(intent, at_once))
@@ -155,7 +159,32 @@ class Deployments:
         for unit in units:
             found.stopping[unit.id] = drain_s
             found.asked.discard(unit.id)
+        everything = deployment.stop_needs(self.units(found.name))
+        if len(fleet.stop_levels(list(found.stopping), everything)) > 1:
+            orders = {replica: found.kept.stopping.get(str(replica)) for replica in found.stopping}
+            orders |= {
+                unit.id: StopOrder(intent=self._supervisor.newest_intent(unit), drain_s=drain_s)
+                for unit in units
+            }
+            known = {str(replica): order for replica, order in orders.items() if order is not None}
+            self._remember(found, structs.replace(found.kept, stopping=known))
+            reached("deployments.stop-written")
         self._go_on_stopping(found)
+
+    def recall_stops(self, found: Deployment) -> None:
+        """See who still is to stop by the order of an earlier daemon; ask nobody yet."""
+        for name, order in found.kept.stopping.items():
+            unit = self._supervisor.units.get(ReplicaId.parse(name))
+            if unit is None or (unit.state.want is Want.UP and unit.state.intent > order.intent):
+                continue  # somebody wanted it to be up after all
+            found.stopping[unit.id] = order.drain_s
+            if unit.state.want is Want.DOWN:
+                found.asked.add(unit.id)
+
+    def resume_stops(self, found: Deployment) -> None:
+        """Ask those whose turn it is now."""
+        if found.kept.stopping:
+            self._go_on_stopping(found)
 
     def spare(self, unit: Unit) -> None:
         """Somebody wants it to be up after all."""
@@ -176,6 +205,8 @@ class Deployments:
                 found.asked.add(replica)
                 ask = partial(events.StopRequested, drain_s=found.stopping[replica])
                 self._supervisor.request(by_id[replica], ask)
+        if not found.stopping and found.kept.stopping:
+            self._remember(found, structs.replace(found.kept, stopping={}))
 
     def _descend(self, found: Deployment) -> None:
         """Ask the first level that isn't at rest to stop; nobody left: it is gone."""

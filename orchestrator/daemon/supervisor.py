@@ -159,8 +159,11 @@ class Supervisor:
 
     def request(self, unit: Unit, make: Callable[[int], events.Event]) -> None:
         """Post an operator's request with the next intent number."""
-        queued = self._requests.get(unit.id, 0)
-        self.post(unit.id, make(unit.state.intent + queued + 1))
+        self.post(unit.id, make(self.newest_intent(unit) + 1))
+
+    def newest_intent(self, unit: Unit) -> int:
+        """The intent of the newest request that was posted, taken already or not."""
+        return unit.state.intent + self._requests.get(unit.id, 0)
 
     def freeze(self) -> None:
         """Decide nothing more: what comes from now on is for the next daemon to find."""

@@ -53,6 +53,7 @@ POINTS = {
     "launcher.end-posted": "the tree's end is in the mailbox, its directory still there",
     "launcher.life-removed": "the tree's end is on disk, its directory gone",
     "deployments.written": "a topology is on disk, nothing of it begun",
+    "deployments.stop-written": "parts of it are to stop in order, nobody was asked",
     "deployments.down-written": "it is to go down, nobody was asked to stop",
     "deployments.state-removed": "it is down, one replica's state is removed",
     "deployments.forgotten": "its last file is removed, nobody was told so",

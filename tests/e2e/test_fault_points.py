@@ -47,6 +47,10 @@ DEPARTURES = [
     "deployments.down-written", "deployments.state-removed", "deployments.forgotten",
     "supervisor.saved",
 ]  # fmt: skip
+IN_ORDER = [
+    "deployments.stop-written", "supervisor.saved", "launcher.stop-given", "shim.stop-done",
+    "launcher.life-removed",
+]  # fmt: skip
 STARTS = [name for name in fault_points.POINTS if name.startswith(("daemon.", "adoption."))]
 
 
@@ -154,6 +158,19 @@ def test_statement_53_what_was_to_go_goes(scene, point):
     assert not [path for path in run_dir.glob("*/*") if "other" in path.name]
 
 
+@pytest.mark.parametrize("point", IN_ORDER)
+def test_statement_53_a_stop_in_order_is_carried_to_its_end(scene, point):
+    """`two` needs `one`: it is asked first, and who asks `one` is the next daemon."""
+    scene.call("up", file=str(scene.files["other"]))
+    scene.ready("other/two")
+    die_at(scene, point, lambda: scene.tell("stop", target="other"))
+    for name in ("other/two", "other/one"):
+        eventually(lambda name=name: scene.replica(name).phase == "stopped", within_s=20)
+    assert scene.tree("one") == scene.tree("two") == []
+    scene.call("down", topology="other")
+    eventually(lambda: "other/one" not in scene.replicas(), within_s=20)
+
+
 @pytest.mark.parametrize("point", STARTS)
 def test_statement_53_a_daemon_that_dies_while_it_adopts_loses_nothing(scene, point):
     """The first one was killed, the second dies at the point, the third must know everything."""
@@ -204,7 +221,7 @@ def test_every_point_is_in_the_code_and_tried():
     for path in (ROOT / "orchestrator").rglob("*.py"):
         found += re.findall(r'reached\("([a-z.-]+)"\)', path.read_text())
     assert sorted(set(found) - {"rehearsal"}) == sorted(fault_points.POINTS)
-    tried = {*CRASHES, *RESTARTS, *STOPS, *ARRIVALS, *DEPARTURES, *STARTS}
+    tried = {*CRASHES, *RESTARTS, *STOPS, *ARRIVALS, *DEPARTURES, *IN_ORDER, *STARTS}
     assert tried == set(fault_points.POINTS)
     assert len(fault_points.POINTS) >= 30
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from orchestrator.core import events as e
 from orchestrator.core.adopt import Alive, Nothing, Saved
 from orchestrator.core.adopt import encode as encode_saved
 from orchestrator.daemon.adoption import Adoption
@@ -25,11 +26,19 @@ class Launcher:
         """Nothing has any."""
 
 
+class Looking(Adoption):
+    """Finds what the launcher says, without a look into directories."""
+
+    def _found(self, unit, life, here, ended):
+        return self._launcher.adopt(unit, life, here)
+
+
 class Heir:
     """The daemon after the one whose files lie there."""
 
     def __init__(self, folder, predecessor: Stage) -> None:
         self.stage = Stage(folder)
+        self.launcher = Launcher()
         for name, found in predecessor.deployments.by_name.items():
             write_atomically(self.stage.run_dir.topology(name), encode_kept(found.kept))
 
@@ -38,8 +47,8 @@ class Heir:
         write_atomically(self.stage.run_dir.replica(unit.id), encode_saved(saved))
 
     def adopt(self) -> list[str]:
-        adoption = Adoption(
-            self.stage.run_dir, self.stage.deployments, self.stage.supervisor, Launcher(), None
+        adoption = Looking(
+            self.stage.run_dir, self.stage.deployments, self.stage.supervisor, self.launcher, None
         )
         troubles = self.stage.loop.run_until_complete(adoption.run())
         self.stage.turn()
@@ -68,6 +77,57 @@ def test_what_was_never_begun_is_started_beside_what_was(stage, heir):
     assert new.stage.phase("agg/worker-0") == "starting"
     assert new.stage.phase("agg/worker-1") == "starting"
     assert new.stage.unit("agg/frontend-0").state.incarnation >= 1
+
+
+def halfway(stage, heir):
+    """A stop of all three, of which the daemon has asked the first when it dies."""
+    stage.up(CHAIN)
+    for name in "abc":
+        stage.born(stage.unit(f"chain/{name}-0"))
+    stage.after(1.5)
+    units = stage.deployments.units("chain")
+    stage.call(stage.deployments.begin_stop, units, None)
+    assert "".join(phase[0] for phase in stage.phases().values()) == "rrs"
+    return heir()
+
+
+def inherit(stage, new, boot: str = "") -> None:
+    """The states as they are, and what lives."""
+    for unit in stage.supervisor.units.values():
+        new.save(unit, boot)
+    new.launcher.alive = {stage.life(unit) for unit in stage.supervisor.units.values()}
+    assert new.adopt() == []
+
+
+def test_a_stop_in_order_goes_on_where_the_old_daemon_was(stage, heir):
+    new = halfway(stage, heir)
+    inherit(stage, new)
+    for first, then in ("cb", "ba", "a-"):
+        phases = {name[6]: phase for name, phase in new.stage.phases().items()}
+        assert phases[first] == "stopping"
+        assert phases.get(then, "ready") == "ready"
+        new.stage.empty(new.stage.unit(f"chain/{first}-0"))
+    assert set(new.stage.phases().values()) == {"stopped"}
+    found = new.stage.deployments.by_name["chain"]
+    assert (found.stopping, found.kept.stopping) == ({}, {})
+    assert b'"stopping":{}' in new.stage.run_dir.topology("chain").read_bytes()
+
+
+def test_who_was_started_after_the_stop_began_is_not_stopped_by_the_next_daemon(stage, heir):
+    new = halfway(stage, heir)
+    stage.call(stage.supervisor.request, stage.unit("chain/a-0"), e.StartRequested)
+    inherit(stage, new)
+    for name in "cb":
+        new.stage.empty(new.stage.unit(f"chain/{name}-0"))
+    assert new.stage.phases() == {
+        "chain/a-0": "ready", "chain/b-0": "stopped", "chain/c-0": "stopped",
+    }  # fmt: skip
+
+
+def test_after_a_reboot_too_all_of_them_are_stopped(stage, heir):
+    new = halfway(stage, heir)
+    inherit(stage, new, "another boot")
+    assert set(new.stage.phases().values()) <= {"stopping", "stopped"}
 
 
 def test_what_was_stopped_by_hand_stays_so(stage, heir):
