@@ -145,6 +145,11 @@ def _findings(vitals: Vitals, policy: Policy) -> Iterator[Finding]:
     yield _aged(vitals.stalled_s, policy.liveness.stall_s, policy.liveness.stall_s, _stall(vitals))
 
 
+def unanswered(vitals: Vitals) -> Finding:
+    """Give a worker up because its engine owes an answer, for however long."""
+    return _aged(vitals.engine_age_s, 0.0, 0.0, _engine(vitals))
+
+
 def engine_bounds_s(vitals: Vitals, policy: Liveness) -> tuple[float, float]:
     """After how long without an answer a replica is unready, and dead."""
     if vitals.stalled_s > 0.0 and not vitals.stopped:

@@ -98,6 +98,8 @@ class Hearing:
         assert heard.watch is not None, "just granted"
         now = asyncio.get_running_loop().time()
         heard.watch, news = liveness.hear(heard.watch, _vitals(beat), now, unit.policy)
+        if news is not None and news.verdict is Verdict.EXPIRED and not beat.stopped:
+            life, news = _stopped_peer(unit) or (life, news)
         self._tell(life, news)
 
     def _tell(self, life: LifeId, news: liveness.Finding | None) -> None:
@@ -159,6 +161,20 @@ class Hearing:
             heard.watch, news = liveness.look(watch, who, now, unit.policy)
             self._tell(life, news)
         self._arm()
+
+
+def _stopped_peer(unit: Unit) -> tuple[LifeId, liveness.Finding] | None:
+    """Find the member of which the kernel says that it is stopped.
+
+    Ranks wait for each other in every step, so if one is stopped none answers, and which of them is
+    given up first is chance.
+    """
+    for member in unit.heard:
+        peer = unit.of(unit.life(member))
+        if peer is not None and peer.beat is not None and peer.beat.stopped:
+            vitals = _vitals(peer.beat)
+            return None if vitals is None else (unit.life(member), liveness.unanswered(vitals))
+    return None
 
 
 def _who(life: LifeId, heard: Heard) -> str:

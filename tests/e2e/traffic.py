@@ -51,7 +51,7 @@ class Traffic:
     def _once(client: openai.OpenAI, stream: bool) -> None:
         question = {
             "model": "tiny", "max_tokens": TOKENS,
-            "messages": [{"role": "user", "content": "hi"}],
+            "messages": [{"role": "user", "content": "hi"}], "extra_body": {"ignore_eos": True},
         }  # fmt: skip
         if not stream:
             answer = client.chat.completions.create(**question)

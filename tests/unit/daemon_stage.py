@@ -229,10 +229,12 @@ class Stage:
             member,
         )  # fmt: skip
 
-    def beat(self, unit, *, ready: bool = True, incarnation: int | None = None, **facts) -> None:
+    def beat(
+        self, unit, *, ready: bool = True, incarnation: int | None = None, member: int = 0, **facts
+    ) -> None:
         facts = {"inflight": 0, "requests": 0, "tokens": 0, "loop_age_s": 0.0, "seq": 1} | facts
-        message = messages.Beat(life=self.life(unit, incarnation), ready=ready, **facts)
-        self.say(unit, message, incarnation)
+        message = messages.Beat(life=self.life(unit, incarnation, member), ready=ready, **facts)
+        self.say(unit, message, incarnation, member)
 
     # -- reading the log ------------------------------------------------------------------------
 

@@ -149,6 +149,21 @@ def test_what_hangs_is_named_and_leaves_the_table_until_it_is_well(stage, worker
     assert "spin (x.py:1)" in worker.state.fault.reason.sentence
 
 
+def test_of_ranks_that_wait_for_each_other_the_stopped_one_is_named(stage):
+    stage.up(AGG.replace("replicas = 2", "data-parallel = 2"))
+    unit = stage.unit("agg/worker-0")
+    for member in (0, 1):
+        stage.born(unit, member)
+        stage.hello(unit, ready=True, member=member)
+    stage.beat(
+        unit, member=0, engine_age_s=9.0, suspect="VLLM::Worker_DP0 is stopped", stopped=True
+    )
+    stage.beat(unit, member=1, engine_age_s=121.0, suspect="VLLM::Worker_DP1 sleeps")
+    assert stage.phase("agg/worker-0") == "stopping"
+    sentence = unit.state.fault.reason.sentence
+    assert "the engine hasn't answered for 9 s: VLLM::Worker_DP0 is stopped" in sentence
+
+
 def test_a_loading_worker_may_block_its_loop(stage):
     stage.up(AGG)
     unit = stage.unit("agg/worker-0")

@@ -4,40 +4,27 @@ The order matters, because a start costs seconds: first everything is asked of a
 worker, then its processes are killed one after the other.
 """
 
-import contextlib
-import json
 import os
 import re
 import signal
-from pathlib import Path
 
 import pytest
-import zmq
-from openai import OpenAI
 
-from orchestrator.host.rundir import RunDir
-from orchestrator.wire.ids import LifeId
-from tests.e2e.conftest import Dynorch, running, zombie
+from tests.e2e.conftest import Dynorch, zombie
 from tests.e2e.test_crashes import Stream
 from tests.e2e.test_openai_client import leaving_frees
-from tests.e2e.worker import Frontend
 from tests.eventually import eventually
 from tests.openai_contract import CONTRACT
 from tests.vllm.conftest import ask
+from tests.vllm.deployed import ask_worker, client_of, deployed, mapped, part, toml_lines, tree
 from tests.vllm.questions import FLAGS, MODEL, QUESTIONS, comparable
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
 
-SHM = Path("/dev/shm")
-
 
 @pytest.fixture(scope="module")
 def served(model_dir) -> Dynorch:
-    flags = "\n".join(f"{key} = {toml(value)}" for key, value in FLAGS.items())
-    with running() as dynorch:
-        # A home of its own would compile everything anew.
-        dynorch.env["HOME"] = os.environ.get("HOME", "/root")
-        dynorch.vllm_file = dynorch.file(f"""
+    text = f"""
 name = "real"
 model = "{model_dir}"
 served-model-name = "{MODEL}"
@@ -50,20 +37,10 @@ engine = "vllm"
 env = {{ VLLM_SERVER_DEV_MODE = "1" }}
 liveness = {{ ask = "500ms", unready = "2s", hang = "6s", busy = "60s", expire = "8s" }}
 [roles.worker.vllm]
-{flags}
-""")
-        dynorch("up", "-d", dynorch.vllm_file, timeout=300)
+{toml_lines(FLAGS)}
+"""
+    with deployed(text) as dynorch:
         yield dynorch
-
-
-def toml(value) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {toml(each)}" for key, each in value.items()) + " }"
-    return json.dumps(value)
-
-
-def client_of(served) -> OpenAI:
-    return OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=120)
 
 
 @pytest.mark.parametrize("promise", CONTRACT, ids=lambda promise: promise.__name__)
@@ -93,48 +70,11 @@ def test_forged_transfer_parameters_reach_no_engine(served):
     assert served.pid("worker") == pid
 
 
-def tree(main: int) -> dict[int, str]:
-    """Living processes of the worker's session, by pid, with their names."""
-    session = stat(main)[3]
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            pid = int(entry.name)
-            try:
-                if stat(pid)[3] == session and stat(pid)[0] not in "ZX":
-                    found[pid] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-    return found
-
-
-def stat(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-def mapped(pids) -> set[Path]:
-    """Shared memory that these processes map; other programs' isn't our business."""
-    found = set()
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-                if f"{SHM}/" in line:
-                    found.add(Path(line.split(maxsplit=5)[5].removesuffix(" (deleted)")))
-    return found
-
-
 def ready(served) -> dict:
     replica = served.replica("worker")
     assert replica["phase"] == "ready", replica["reason"]
     assert served.topology()["health"] == "ready"
     return replica
-
-
-def part(worker: dict, title: str) -> int:
-    """The pid of one of its processes: main, or the one that calls itself by this title."""
-    found = [pid for pid, name in tree(worker["pid"]).items() if title in name]
-    assert title == "main" or found, f"{title} isn't there"
-    return worker["pid"] if title == "main" else found[0]
 
 
 def replaced(served, before: dict, old, names) -> dict:
@@ -186,20 +126,6 @@ def test_statement_67_a_sigterm_while_it_loads_is_made_up_for(served):
     old = tree(starting["workers"][0]["pid"])
     os.kill(starting["workers"][0]["pid"], signal.SIGTERM)
     replaced(served, starting, old, mapped(old))
-
-
-def ask_worker(served, life: str, path: str, body: dict | None = None, within_s: float = 5):
-    """Ask the worker itself, as the frontend does; its status, or None if it never answers."""
-    endpoint = RunDir(served.run_dir).life(LifeId.parse(life)) / "p"
-    context = zmq.Context()
-    client = Frontend(context, f"ipc://{endpoint}")
-    try:
-        client.open(1, json.dumps(body or {}).encode(), path, "GET" if body is None else "POST")
-        with contextlib.suppress(AssertionError):
-            return client.end(1, within_s)[0].status
-    finally:
-        client.close()
-        context.term()
 
 
 @pytest.mark.parametrize("victim", [*PARTS, "output thread"])

@@ -3,10 +3,14 @@
 import json
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 
+from orchestrator.core.diagnosis import End, diagnose
+from orchestrator.core.events import ExitFacts
+from orchestrator.core.reasons import Cause
 from orchestrator.wire import messages, plane
 from tests.eventually import eventually
 from tests.vllm.questions import FLAGS, QUESTIONS, comparable
@@ -136,6 +140,33 @@ def test_sigterm_ends_it_cleanly(zygote, model_dir, engine_env, tmp_path):
         eventually(lambda: not worker.session(), 10)
         assert not [name for name in names if Path("/dev/shm", name).exists()]
         assert not worker.said(messages.Bye)
+
+
+NIXL = {"kv_connector": "NixlConnector", "kv_role": "kv_producer", "kv_buffer_device": "cpu"}
+
+
+def test_a_taken_nixl_port_ends_the_start_at_once_and_is_explained(
+    zygote, model_dir, engine_env, tmp_path
+):
+    """vLLM alone waits for ever, with a listener that is dead."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        env = {**engine_env, "VLLM_NIXL_SIDE_CHANNEL_PORT": str(port)}
+        flags = {**FLAGS, "kv-transfer-config": NIXL}
+        with Worker(zygote, env, tmp_path, model_dir, flags) as worker:
+            names = worker.note_shared_memory()
+            assert worker.wait() == 70
+            eventually(lambda: not worker.session(), 10)
+            assert not [name for name in names if Path("/dev/shm", name).exists()]
+            (bye,) = worker.said(messages.Bye)
+            log = worker.log.read_text()
+    assert (bye.code, f"tcp://127.0.0.1:{port}" in bye.text) == ("start-crash", True)
+    facts, said = ExitFacts(status=70 << 8, tail=log), {"bye_code": bye.code, "bye_text": bye.text}
+    reason = diagnose(End(name="t/prefill-0", facts=facts, ready_s=None, **said))
+    assert reason.cause is Cause.PORT_IN_USE
+    assert f"NIXL's port is taken: 127.0.0.1:{port}" in reason.sentence
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,310 @@
+"""Prefill and decode on real vLLM, with a real NIXL transfer between them.
+
+First everything is asked of undisturbed workers, then they are frozen and killed one after the
+other. vLLM's own server says what the right answers are; its own counters, that KV cache moved.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Dynorch
+from tests.e2e.traffic import Traffic
+from tests.eventually import eventually
+from tests.vllm.conftest import ask
+from tests.vllm.deployed import answer_of, deployed, part, toml_lines
+from tests.vllm.questions import FLAGS, MODEL, QUESTIONS, same_but_for_its_setup
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
+
+SERVE_S = 120
+TRANSFERS = "vllm:nixl_xfer_time_seconds_count"
+BYTES = "vllm:nixl_bytes_transferred_sum"
+FAILED = "vllm:nixl_num_failed_transfers_total"
+KEEP = {"do_remote_decode": True, "do_remote_prefill": False}
+"""What makes a prefill worker keep a request's KV cache."""
+
+
+@pytest.fixture(scope="module")
+def served(model_dir) -> Dynorch:
+    text = f"""
+name = "disagg"
+model = "{model_dir}"
+served-model-name = "{MODEL}"
+restart = {{ backoff-initial = "100ms", intensity = 20 }}
+[frontend]
+port = {{port}}
+[roles.prefill]
+kind = "prefill"
+engine = "vllm"
+[roles.prefill.vllm]
+{toml_lines(FLAGS)}
+[roles.decode]
+kind = "decode"
+replicas = 2
+engine = "vllm"
+[roles.decode.vllm]
+{toml_lines(FLAGS)}
+[kv-transfer]
+connector = "nixl"
+lease = "60s"
+"""
+    with deployed(text) as dynorch:
+        yield dynorch
+
+
+def ready(served) -> bool:
+    assert served.topology()["health"] == "ready", served.topology()
+    return True
+
+
+def workers(served, role: str) -> list[dict]:
+    return [
+        worker
+        for each in served.topology()["roles"]
+        if each["name"] == role
+        for replica in each["replicas"]
+        for worker in replica["workers"]
+    ]
+
+
+def pids(served) -> dict[str, int]:
+    """Of every worker, frontends included."""
+    roles = served.topology()["roles"]
+    found = [worker for each in roles for worker in workers(served, each["name"])]
+    return {worker["id"].partition("#")[0]: worker["pid"] for worker in found}
+
+
+def counted(served, role: str, metric: str) -> float:
+    """One of vLLM's own counters, over all workers of a role."""
+    total = 0.0
+    for worker in workers(served, role):
+        _, page = answer_of(served, worker["id"], "/metrics")
+        lines = [line for line in page.decode().splitlines() if line.startswith(metric + "{")]
+        total += sum(float(line.split()[-1]) for line in lines)
+    return total
+
+
+def asked(served, name: str, **more) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of an answer through the frontend."""
+    path, body = QUESTIONS[name]
+    request = urllib.request.Request(
+        served.url + path, json.dumps(body | more).encode(), {"content-type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=120) as response:
+            return response.status, dict(response.headers), response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers), error.read()
+
+
+def is_right(reference, name: str, body: bytes) -> bool:
+    right = reference.answers[name].body
+    assert same_but_for_its_setup(body) == same_but_for_its_setup(right)
+    return True
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_answers_through_both_equal_those_of_vllms_own_server(reference, served, name):
+    status, _, body = asked(served, name)
+    assert status == reference.answers[name].status
+    assert status == 404 or is_right(reference, name, body)
+
+
+IN_TWO = ["completion", "completion-stream", "completion-tokens", "chat", "chat-logprobs",
+          "chat-schema", "tool-named"]  # fmt: skip
+
+
+def test_kv_cache_moves_from_prefill_to_decode(reference, served):
+    """One transfer for each request, by vLLM's own count, and none that failed."""
+    before = counted(served, "decode", TRANSFERS), counted(served, "decode", BYTES)
+    for name in IN_TWO:
+        status, headers, body = asked(served, name)
+        assert status == 200
+        assert headers["x-dynorch-prefill"].startswith("disagg/prefill-0.0#")
+        assert headers["x-dynorch-worker"].startswith("disagg/decode-")
+        assert is_right(reference, name, body)
+
+    def counts():
+        transfers, moved = counted(served, "decode", TRANSFERS), counted(served, "decode", BYTES)
+        assert transfers == before[0] + len(IN_TWO)
+        return moved > before[1]
+
+    eventually(counts)
+    assert counted(served, "decode", FAILED) == 0
+
+
+FORGED = [
+    {"do_remote_prefill": True},
+    {"do_remote_prefill": True, "remote_engine_id": "x", "remote_block_ids": [[1]]},
+    {"do_remote_decode": True},
+]
+ROUTES = ["completion", "completion-batch", "chat", "responses", "messages"]
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_a_client_that_forges_transfer_parameters_harms_nobody(reference, served, name):
+    before = pids(served)
+    for forged in FORGED:
+        status, _, body = asked(served, name, kv_transfer_params=forged)
+        assert status == 200
+        assert is_right(reference, name, body)
+    assert pids(served) == before
+
+
+def kept_by_prefill(served, name: str) -> dict:
+    """Let prefill read a prompt and keep its KV cache; the parameters for decode."""
+    path, body = QUESTIONS[name]
+    prefill = workers(served, "prefill")[0]["id"]
+    body = {**body, "max_tokens": 1, "stream": False, "kv_transfer_params": KEEP}
+    status, answer = answer_of(served, prefill, path, body)
+    assert status == 200
+    return json.loads(answer)["kv_transfer_params"]
+
+
+def test_somebody_elses_parameters_are_of_no_use_to_a_client(reference, served):
+    """With them vLLM alone answers from the other prompt's KV cache, and says nothing."""
+    theirs = kept_by_prefill(served, "completion-logprobs")
+    status, _, body = asked(served, "completion", kv_transfer_params=theirs)
+    assert status == 200
+    assert is_right(reference, "completion", body)
+
+
+def test_a_draining_prefill_waits_for_decode_to_read(reference, served):
+    eventually(lambda: ready(served), SERVE_S)
+    before, pid = counted(served, "decode", TRANSFERS), served.pid("prefill")
+    # Whatever else was kept is read first, or its lease would be waited for.
+    params = kept_by_prefill(served, "completion")
+    restart = served.popen("restart", "disagg/prefill")
+    eventually(lambda: served.replica("prefill")["phase"] == "draining")
+    with pytest.raises(AssertionError):
+        eventually(lambda: served.replica("prefill")["phase"] != "draining", within_s=3)
+    path, body = QUESTIONS["completion"]
+    decode = workers(served, "decode")[0]["id"]
+    status, answer = answer_of(served, decode, path, {**body, "kv_transfer_params": params})
+    assert status == 200
+    assert is_right(reference, "completion", answer)
+    assert restart.wait(SERVE_S) == 0
+    assert served.pid("prefill") != pid
+    eventually(lambda: counted(served, "decode", TRANSFERS) == before + 1)
+
+
+@contextlib.contextmanager
+def frozen(victims: list[int]):
+    for pid in victims:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def test_prefill_dies_between_its_answer_and_the_transfer(reference, served):
+    """Decode is frozen meanwhile, so the transfer can't have begun."""
+    eventually(lambda: ready(served), SERVE_S)
+    prefill = workers(served, "prefill")[0]
+    answers = []
+    question = threading.Thread(target=lambda: answers.append(asked(served, "completion")))
+    with frozen([worker["pid"] for worker in workers(served, "decode")]):
+        question.start()
+
+        def has_read():
+            (worker,) = workers(served, "prefill")
+            return worker["requests"] > prefill["requests"] and not worker["inflight"]
+
+        eventually(has_read, 30)
+        os.kill(prefill["pid"], signal.SIGKILL)
+        eventually(lambda: served.replica("prefill")["restarts"] > 0)
+    question.join(SERVE_S)
+    status, _, body = answers[0]
+    assert status == 200, body
+    assert is_right(reference, "completion", body)
+    works_again(reference, served)
+
+
+def works_again(reference, served) -> None:
+    """In both stages: decode has met the new prefill, at the old one's port."""
+    eventually(lambda: ready(served), SERVE_S)
+    before = counted(served, "decode", TRANSFERS)
+    status, headers, body = asked(served, "chat-logprobs")
+    assert status == 200
+    assert "x-dynorch-prefill" in headers
+    assert is_right(reference, "chat-logprobs", body)
+    eventually(lambda: counted(served, "decode", TRANSFERS) == before + 1)
+
+
+PARTS = ["main", "VLLM::EngineCore", "VLLM::Worker"]
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+@pytest.mark.parametrize("title", PARTS)
+def test_a_killed_process_costs_no_request_without_a_byte(reference, served, role, title):
+    """Nor anybody else's process. Streams that had begun are told."""
+    eventually(lambda: ready(served), SERVE_S)
+    before, replica = pids(served), served.replica(role)
+    (worker,) = replica["workers"]
+    with Traffic(served.url, clients=2) as traffic:
+        os.kill(part(worker, title), signal.SIGKILL)
+
+        def back():
+            now = served.replica(role)
+            assert now["incarnation"] == replica["incarnation"] + 1
+            assert "SIGKILL" in now["reason"]
+            return ready(served)
+
+        eventually(back, SERVE_S)
+        traffic.go_on(4)
+    assert [failure for failure in traffic.failures if not failure.startswith("stream")] == []
+    after = pids(served)
+    assert {name for name in after if after[name] != before[name]} == {f"disagg/{role}-0.0"}
+    works_again(reference, served)
+
+
+def test_without_prefill_decode_serves_alone_and_says_so(reference, served):
+    served("stop", "disagg/prefill")
+    status, headers, body = asked(served, "completion")
+    assert status == 200
+    assert headers["x-dynorch-degraded"]
+    assert is_right(reference, "completion", body)
+    health = json.loads(ask(served.url, "/health").body)
+    assert health["status"] == "degraded"
+    served("start", "disagg/prefill", timeout=SERVE_S)
+    works_again(reference, served)
+
+
+def test_a_side_channel_port_that_a_stranger_took_is_changed_for_another(reference, served):
+    """The stranger takes it while prefill is dead; to vLLM that would be a start without end."""
+    eventually(lambda: ready(served), SERVE_S)
+    (prefill,) = workers(served, "prefill")
+    port = prefill["ports"]["side-channel"]
+    with socket.socket() as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        os.kill(prefill["pid"], signal.SIGKILL)
+
+        def takes_it():
+            with contextlib.suppress(OSError):
+                stranger.bind(("127.0.0.1", port))
+                return True
+
+        eventually(takes_it, 10, every_s=0.001)
+        stranger.listen()
+        eventually(lambda: served.replica("prefill")["restarts"] > 0)
+        works_again(reference, served)
+        assert workers(served, "prefill")[0]["ports"]["side-channel"] != port
+
+
+def test_down_leaves_nothing(served):
+    eventually(lambda: ready(served), SERVE_S)
+    old = pids(served)
+    served("down", timeout=120)
+    assert [name for name, pid in old.items() if Path(f"/proc/{pid}").exists()] == []
