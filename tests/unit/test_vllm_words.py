@@ -13,6 +13,7 @@ import types
 from multiprocessing import popen_fork
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from orchestrator.wire.config import Gang, WorkerConfig
@@ -128,6 +129,37 @@ def test_ranks_are_told_where_they_meet():
         "data-parallel-address": "127.0.0.1",
         "data-parallel-rpc-port": 30001,
     }
+
+
+class Pinned:
+    """An engine that has pinned KV cache until `pause_generation` returns."""
+
+    def __init__(self) -> None:
+        self.timeouts = []
+
+    async def pause_generation(self, *, mode, clear_cache):
+        assert (mode, clear_cache) == ("wait", False)
+
+    def shutdown(self, timeout):
+        self.timeouts.append(timeout)
+
+
+@pytest.mark.parametrize(
+    ("kind", "drained", "timeout_s"),
+    [("prefill", False, 5.0), ("prefill", True, 10.0), ("decode", False, 10.0)],
+)
+def test_what_nobody_fetched_is_not_waited_for_twice(kind, drained, timeout_s):
+    """EngineCore doesn't end while anything is pinned, not even when it is told to."""
+    engine = VllmEngine(msgspec.structs.replace(CONFIG, kind=kind))
+    engine._engine = Pinned()
+
+    async def end():
+        if drained:
+            await engine.wait_fetched()
+        await engine.stop(10.0)
+
+    asyncio.run(end())
+    assert engine._engine.timeouts == [timeout_s]
 
 
 def test_unknown_signals_have_numbers():

