@@ -13,18 +13,20 @@ from orchestrator.core.inventory import Gpu
 
 SETS_MAX = 2000
 """So many sets are compared one by one; where there are more, sets are grown from single GPUs."""
-SEEDS_MAX = 32
+SEEDS_MAX = 16
+Near = Mapping[str, Mapping[str, int]]
+"""How good the connection of one GPU to another is, by UUID."""
 
 
 def closest(
-    gpus: Sequence[Gpu], count: int, near: Mapping[frozenset[str], int], cost: Mapping[str, int]
+    gpus: Sequence[Gpu], count: int, near: Near, cost: Mapping[str, int]
 ) -> tuple[Gpu, ...]:
     """Choose `count` of these GPUs, in their order. `near`: how good pairs are; `cost` by UUID."""
     assert 0 < count <= len(gpus), f"{count} of {len(gpus)} GPUs"
     costs = [cost.get(gpu.uuid, 0) for gpu in gpus]
     if count == 1:
         return (gpus[min(range(len(gpus)), key=lambda place: (costs[place], place))],)
-    table = [[near.get(frozenset((a.uuid, b.uuid)), 0) for b in gpus] for a in gpus]
+    table = [[near[a.uuid].get(b.uuid, 0) for b in gpus] for a in gpus]
     if comb(len(gpus), count) <= SETS_MAX:
         sets: Iterator[tuple[int, ...]] = combinations(range(len(gpus)), count)
     else:

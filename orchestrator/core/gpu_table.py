@@ -5,6 +5,7 @@ can't get is refused with what is missing and with who has it.
 """
 
 from collections.abc import Collection, Iterable
+from functools import cached_property
 
 import msgspec
 
@@ -62,7 +63,6 @@ class Table:
         ours: Iterable[str] = (),
     ) -> None:
         self._inventory = inventory
-        self._near = inventory.closeness()
         self._owner: dict[str, str] = {}
         self._sharers: dict[str, dict[str, float]] = {}
         for other in others:
@@ -75,6 +75,10 @@ class Table:
         self._cost = dict.fromkeys(leaving, LEAVING) | dict.fromkeys(self.strange, STRANGER)
         self.refusals: dict[str, str] = {}
         """The first thing that is missing for each role: the rest follows from it."""
+
+    @cached_property
+    def _near(self) -> dict[str, dict[str, int]]:
+        return self._inventory.closeness()
 
     def take(self, wish: Wish) -> list[tuple[Gpu, ...]]:
         """Return the GPUs of each member; none where it was refused."""
@@ -122,7 +126,8 @@ class Table:
         if len(has) == wish.members and all(len(each) == wish.count for each in has):
             dealt = [tuple(each) for each in has]
         else:
-            chosen = closest(free, need, self._near, self._cost)
+            near = self._near if need > 1 else {}
+            chosen = closest(free, need, near, self._cost)
             dealt = self._dealt_near(chosen, wish.members)
         for gpus in dealt:
             self._owner |= dict.fromkeys((gpu.uuid for gpu in gpus), wish.who)
@@ -132,7 +137,7 @@ class Table:
         """Give each member of a gang GPUs that are near to each other."""
         each, left, dealt = len(gpus) // members, list(gpus), []
         for _ in range(members):
-            mine = closest(left, each, self._near, {})
+            mine = closest(left, each, self._near if each > 1 else {}, {})
             left = [gpu for gpu in left if gpu not in mine]
             dealt.append(mine)
         return dealt

@@ -79,15 +79,14 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
                 return gpu
         return None
 
-    def closeness(self) -> dict[frozenset[str], int]:
+    def closeness(self) -> dict[str, dict[str, int]]:
         """How good the connection of each pair is; where nobody knows, what the nodes tell."""
         found = {
-            frozenset((one.uuid, other.uuid)): _by_node(one, other)
-            for place, one in enumerate(self.gpus)
-            for other in self.gpus[:place]
+            one.uuid: {other.uuid: _by_node(one, other) for other in self.gpus if other != one}
+            for one in self.gpus
         }
         for link in self.links:
-            found[frozenset((link.a, link.b))] = CLOSENESS[link.by] + link.lanes
+            found[link.a][link.b] = found[link.b][link.a] = CLOSENESS[link.by] + link.lanes
         return found
 
     def __str__(self) -> str:

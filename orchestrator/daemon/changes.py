@@ -25,6 +25,7 @@ from orchestrator.daemon.machine import objections
 from orchestrator.daemon.proposals import Proposal, propose
 from orchestrator.daemon.reading import FAILED, RefusedError, placed, read_text, topology_of
 from orchestrator.daemon.unit import Unit
+from orchestrator.topology.checks.processes import listeners
 from orchestrator.topology.complaints import Finding
 from orchestrator.topology.roles import EngineChoice
 from orchestrator.topology.schema import FRONTEND, Topology
@@ -223,22 +224,18 @@ class Changes:
 
     def _port_clash(self, topology: Topology) -> list[str]:
         """Another topology's port: it may not be bound yet, and our frontends can share one."""
-        if not topology.has_frontend:
-            return []
-        port = topology.frontend.port
-        return [
-            str(
-                topology.source.complaint(
-                    Finding(
-                        ("frontend", "port"),
-                        f"port {port} is that of {name}, which is up",
-                        "write another one",
-                    )
-                )
-            )
+        taken = {
+            port: f"{name}/{who}"
             for name, other in self._deployments.by_name.items()
-            if name != topology.name and other.port == port
+            if name != topology.name
+            for who, _, port in listeners(other.topology)
+        }
+        found = [
+            Finding(path, f"port {port} is that of {taken[port]}, which is up", "write another one")
+            for _, path, port in listeners(topology)
+            if port in taken
         ]
+        return [str(topology.source.complaint(each)) for each in found]
 
     def _topology_of(self, key: str) -> str:
         """Which topology a `ROLE` or `TOPOLOGY/ROLE` means."""

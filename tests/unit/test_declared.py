@@ -69,15 +69,18 @@ def test_nonsense(text):
 
 def test_how_near_two_are_where_nobody_says_it():
     near = declared("4xL4,4xL4:numa=1").closeness()
-    assert near[frozenset(("GPU-declared-0", "GPU-declared-1"))] == 20
-    assert near[frozenset(("GPU-declared-0", "GPU-declared-4"))] == 10
-    assert declared("2xH100").closeness() == {frozenset(("GPU-declared-0", "GPU-declared-1")): 118}
+    assert near["GPU-declared-0"]["GPU-declared-1"] == 20
+    assert near["GPU-declared-4"]["GPU-declared-0"] == 10
+    assert declared("2xH100").closeness() == {
+        "GPU-declared-0": {"GPU-declared-1": 118},
+        "GPU-declared-1": {"GPU-declared-0": 118},
+    }
 
 
 def test_a_file_says_it_exactly():
     found = read(FILE)
     assert found.nodes[0].cpus == (0, 1, 4, 5)
-    assert found.closeness() == {frozenset(("GPU-a", "GPU-b")): 102}
+    assert found.closeness() == {"GPU-a": {"GPU-b": 102}, "GPU-b": {"GPU-a": 102}}
     assert read('{"gpus": []}') == Inventory()
 
 

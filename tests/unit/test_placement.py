@@ -141,10 +141,10 @@ class TestConnected:
 
     def test_the_worst_pair_decides(self):
         gpus = declared("4xL4").gpus
-        near = {frozenset((a.uuid, b.uuid)): 10 for a in gpus for b in gpus if a != b}
-        near[frozenset((gpus[0].uuid, gpus[1].uuid))] = 100
-        near |= {frozenset((gpus[1].uuid, gpus[n].uuid)): 20 for n in (2, 3)}
-        near[frozenset((gpus[2].uuid, gpus[3].uuid))] = 20
+        near = {a.uuid: {b.uuid: 10 for b in gpus if a != b} for a in gpus}
+        for one, other, how in ((0, 1, 100), (1, 2, 20), (1, 3, 20), (2, 3, 20)):
+            near[gpus[one].uuid][gpus[other].uuid] = how
+            near[gpus[other].uuid][gpus[one].uuid] = how
         assert [gpu.index for gpu in closest(gpus, 3, near, {})] == [1, 2, 3]
 
     def test_many_gpus_are_grown_from_one(self):
