@@ -53,7 +53,15 @@ def _place(worker: PlannedWorker) -> Iterator[tuple[str, str]]:
         node = "" if worker.numa is None else f" (NUMA node {worker.numa})"
         yield "cpus", worker.cpu_ranges + node
     for name, port in sorted(worker.ports.items()):
-        yield "port", f"{name} {port or '(another one at each start)'}"
+        yield "port", f"{name} {port or _chosen(name, worker.port_counts.get(name, 1))}"
+
+
+def _chosen(name: str, count: int) -> str:
+    """Say when the daemon chooses a port."""
+    if name == "rendezvous":
+        return "(another one at each start)"
+    row = f"{count} in a row, " if count > 1 else ""
+    return f"({row}chosen once, then kept)"
 
 
 def _command(worker: PlannedWorker) -> Iterator[tuple[str, str]]:

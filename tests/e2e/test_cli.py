@@ -79,9 +79,10 @@ def test_without_a_daemon_each_verb_says_so(dynorch):
 
 
 @pytest.mark.parametrize("verb", [("up", "-d"), ("smoke",)])
-@pytest.mark.parametrize("name", ["disagg", "missing"])
-def test_what_is_refused_starts_nothing(dynorch, verb, name):
-    refused = dynorch(*verb, ROOT / f"topologies/{name}.toml", code=2)
+@pytest.mark.parametrize("there", [True, False])
+def test_what_is_refused_starts_nothing(dynorch, verb, there):
+    text = 'name = "t"\nmodel = "m"\nfrontend = { routing = "kv" }\n[roles.w]\n'
+    refused = dynorch(*verb, dynorch.file(text) if there else "missing.toml", code=2)
     assert "nothing was started" in last(refused.stderr)
     assert "not built yet" in refused.stderr or "No such file" in refused.stderr
     assert refused.stdout == ""

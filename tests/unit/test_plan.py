@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from orchestrator.cli import files
 from orchestrator.core.declared import declared
 from orchestrator.core.inventory import Inventory
 from orchestrator.core.placement import place
@@ -219,7 +220,25 @@ def test_commands_alone_need_no_frontend():
     assert worker.env["CUDA_VISIBLE_DEVICES"] == ""
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "topologies").glob("*.toml")), ids=lambda p: p.stem)
+SHIPPED = sorted((ROOT / "topologies").glob("*.toml"))
+EIGHT = "8xH100"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_plan_of_every_shipped_topology_is_the_same_bytes_on_every_machine(path, capsys):
+    """To accept a change: `dynorch plan FILE --gpus 8xH100`, and read the difference."""
+    golden = GOLDEN / "plans" / f"{path.stem}.txt"
+    files.plan(path, "auto", EIGHT, as_json=False)
+    assert capsys.readouterr().out == golden.read_text()
+
+
+def test_no_plan_is_kept_of_what_is_no_longer_shipped():
+    assert [path.stem for path in sorted((GOLDEN / "plans").iterdir())] == [
+        path.stem for path in SHIPPED
+    ]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_topology_has_a_plan(path):
     topology = load(path, {})
     for inventory in (declared("8xH100"), Inventory()):
