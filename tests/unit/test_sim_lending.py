@@ -4,7 +4,10 @@ import asyncio
 
 import pytest
 
+from orchestrator.core.reasons import Cause
+from orchestrator.wire.config import Gang
 from tests.asgi import call
+from tests.unit.core_driver import Driver
 from tests.unit.transfer_stage import (
     ASK_PREFILL,
     OTHER,
@@ -291,7 +294,11 @@ def test_an_answer_that_is_lost():
     assert played(scene)[0]["do_remote_prefill"]
 
 
-@pytest.mark.parametrize("words", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 64, b"\0\0\0\1\xc1"])
+@pytest.mark.parametrize(
+    "words",
+    [b"", b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 64, b"\0\0\0\1\xc1"],
+    ids=["nothing", "http", "too long", "no message"],
+)
 def test_strangers_at_the_side_channel_are_cut_off(words):
     async def scene(stage):
         prefill, decode = await stage.pair()
@@ -303,3 +310,52 @@ def test_strangers_at_the_side_channel_are_cut_off(words):
         return await outcome(stage, await decode.complete(PROMPT, await prefill.prefill()))
 
     assert played(scene)[0] == "right"
+
+
+def test_a_choice_that_is_admitted_late_reads_blocks_that_are_kept_no_more():
+    """Each choice reads for itself, and the first to have read frees the blocks: so it does in
+    vLLM's code, too. One ticket is for one choice, unless all of them are admitted together."""
+
+    async def scene(stage):
+        prefill = await stage.start("prefill", **{"kv-blocks": 16})
+        decode = await stage.start("decode", step=1.0, **{"batch-max": 1, "kv-blocks": 16})
+        ticket = await prefill.prefill()
+        asking = asyncio.ensure_future(decode.complete(PROMPT, ticket, n=2, max_tokens=200))
+        await let_pass(20)
+        for number in range(10):
+            await prefill.complete(f"{OTHER} {number}", max_tokens=1)
+        first, second = (each["text"] for each in (await asking).json["choices"])
+        truth = await stage.truth(max_tokens=200)
+        return first == truth, second == truth
+
+    assert played(scene)[0] == (True, False)
+
+
+def test_ranks_of_a_gang_lend_under_names_of_their_own():
+    async def scene(stage):
+        prefill = await stage.start(
+            "prefill", gang=Gang(member=0, size=1, host="127.0.0.1", port=0)
+        )
+        ticket = await prefill.prefill()
+        assert ticket["remote_engine_id"].endswith("_dp0")
+        decode = await stage.start("decode")
+        return await outcome(stage, await decode.complete(PROMPT, ticket))
+
+    assert played(scene)[0] == "right"
+
+
+def test_the_daemon_explains_a_side_channel_that_is_taken(capsys):
+    """What the engine says last is what the table of failures looks for."""
+
+    async def scene(stage):
+        first = await stage.start("prefill")
+        starting = asyncio.ensure_future(stage.start("decode", port=first.lender.port))
+        await asyncio.wait([starting], timeout=1)
+        starting.cancel()
+
+    played(scene)
+    driver = Driver().start().born().deadline()
+    driver.empty(status=9, tail=capsys.readouterr().err)
+    reason = driver.state.last_failure
+    assert reason.cause is Cause.START_TIMEOUT
+    assert "NIXL's port is taken: 127.0.0.1:" in reason.sentence

@@ -73,7 +73,7 @@ class Stage:
         self.workers = []
 
     async def start(
-        self, kind="aggregated", *, port=0, lease=30.0, on_failure="recompute", **options
+        self, kind="aggregated", *, port=0, gang=None, lease=30.0, on_failure="recompute", **options
     ):
         given = {"step": 0.0, "max-model-len": 256, **options}
         if kind != "aggregated":
@@ -81,7 +81,7 @@ class Stage:
         engine = SimEngine(
             WorkerConfig(
                 life=f"t/{kind}-0.0#1", kind=kind, control="", events="", state_dir="", model="m",
-                options=given, ports={"side-channel": port},
+                options=given, ports={"side-channel": port}, gang=gang,
             )
         )  # fmt: skip
         worker = Worker(engine, await engine.start(lambda _text, _percent: None))

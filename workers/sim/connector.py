@@ -69,6 +69,8 @@ class Connector:
             where = f"tcp://{wire.HOST}:{self._port}"
             sys.stderr.write(
                 "Exception in thread nixl_handshake_listener:\n"
+                "Traceback (most recent call last):\n"
+                '  File "base_scheduler.py", line 337, in _nixl_handshake_listener\n'
                 f"zmq.error.ZMQError: {os.strerror(error.errno or 0)} (addr='{where}')\n"
             )
             sys.stderr.flush()
