@@ -7,7 +7,7 @@ and ports that are taken are found by placement and preflight.
 
 from collections.abc import Callable, Iterator
 
-from orchestrator.topology.checks import gpus, groups, names, policies, processes, roles
+from orchestrator.topology.checks import gpus, groups, names, pairs, policies, processes, roles
 from orchestrator.topology.complaints import Finding
 from orchestrator.topology.schema import Topology, inherit
 
@@ -30,13 +30,16 @@ AS_WRITTEN: tuple[Check, ...] = (
     roles.simulator,
     gpus.sizes_agree,
     gpus.listed_once,
-    gpus.fractions,
+    gpus.utilizations,
 )
 WITH_DEFAULTS: tuple[Check, ...] = (
     processes.conditions,
     roles.models,
     roles.served_names,
-    roles.disaggregation,
+    pairs.both_there,
+    pairs.one_model,
+    pairs.same_blocks,
+    pairs.buffers,
     roles.kv_routing,
 )
 

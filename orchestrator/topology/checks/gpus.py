@@ -60,17 +60,21 @@ def listed_once(topology: Topology) -> Iterator[Finding]:
             owners.setdefault(gpu, who)
 
 
-def fractions(topology: Topology) -> Iterator[Finding]:
-    """Check that a worker on a shared GPU plans with no more memory than its share."""
+def utilizations(topology: Topology) -> Iterator[Finding]:
+    """Check that a worker plans with memory that there is, and on a shared GPU with its share."""
     for name, role in topology.roles.items():
         wanted = role.vllm.get("gpu-memory-utilization")
-        if not isinstance(role.gpus, float) or not isinstance(wanted, int | float):
+        if not isinstance(wanted, int | float) or isinstance(wanted, bool):
             continue
-        most = utilization(role.gpus)
-        if wanted > most:
-            wrong = f"{wanted} of the GPU's memory is more than this worker's share of {role.gpus}"
-            right = f"write at most {most}, and leave the rest to CUDA, or leave it out"
-            path = ("roles", name, "vllm", "gpu-memory-utilization")
+        path = ("roles", name, "vllm", "gpu-memory-utilization")
+        if not 0 < wanted <= 1:
+            right = "write a part of it, like 0.9, or leave it out"
+            yield Finding(path, f"{wanted} is no part of a GPU's memory", right)
+        elif isinstance(role.gpus, float) and wanted > utilization(role.gpus):
+            wrong = (
+                f"{wanted} of the GPU's memory is too much for a worker with a share of {role.gpus}"
+            )
+            right = f"write at most {utilization(role.gpus)}: the rest is what CUDA itself needs"
             yield Finding(path, wrong, right, (("roles", name, "gpus"),))
 
 

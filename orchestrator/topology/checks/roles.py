@@ -1,9 +1,10 @@
-"""Engine roles: models, engine flags, faults, and the halves of a disaggregated deployment."""
+"""Engine roles: models, engine flags, faults, and what KV-aware routing needs."""
 
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from orchestrator.topology.checks.pairs import misspelt
 from orchestrator.topology.complaints import Finding, Path
 from orchestrator.topology.owned import VLLM_FLAGS
 from orchestrator.topology.roles import Fault
@@ -16,7 +17,6 @@ _FAULT_KEYS = {
 }
 """Attribute -> its key, the one fault that has and needs it, and an example."""
 _MEMORY_KEYS = ("max-model-len", "kv-blocks", "block-size")
-_TRANSFER_EXAMPLE = 'add [kv-transfer] with connector = "nixl"'
 
 
 def models(topology: Topology) -> Iterator[Finding]:
@@ -35,12 +35,13 @@ def models(topology: Topology) -> Iterator[Finding]:
 def served_names(topology: Topology) -> Iterator[Finding]:
     """Check that a name which clients ask for means one model."""
     meant: dict[str, tuple[str, str | None]] = {}
+    halves = set(misspelt(topology))
     for name, role in topology.roles.items():
         if role.model is None:
             continue
         for served in role.served_names:
             other, model = meant.setdefault(served, (name, role.model))
-            if model != role.model:
+            if model != role.model and not halves & {(name, other), (other, name)}:
                 wrong = f'"{served}" is {model} in role {other} and {role.model} here'
                 right = "give each model a served-model-name of its own"
                 path = ("roles", name, "served-model-name")
@@ -107,39 +108,11 @@ def _fault(fault: Fault) -> Iterator[tuple[list[str], str, str]]:
         yield ["after-transfers"], "it can't wait for transfers and another count", "leave one out"
 
 
-def disaggregation(topology: Topology) -> Iterator[Finding]:
-    """Prefill and decode come in pairs, for the same model, with a way for the KV cache."""
-    kinds: dict[str, dict[str | None, str]] = {"prefill": {}, "decode": {}}
-    uses = tuple(("roles", name, key) for name in topology.roles for key in ("kind", "model"))
-    for name, role in topology.roles.items():
-        if role.kind in kinds:
-            kinds[role.kind].setdefault(role.model, name)
-    alone = {
-        kind: [name for model, name in kinds[kind].items() if model not in kinds[other]]
-        for kind, other in (("prefill", "decode"), ("decode", "prefill"))
-    }
-    # Halves that serve different models are one mistake; the prefill half tells of it.
-    del alone["decode"][: len(alone["prefill"])]
-    for kind, other in (("prefill", "decode"), ("decode", "prefill")):
-        for name in alone[kind]:
-            model = topology.roles[name].model or "its model"
-            wrong = f"no {other} role serves {model}, so no request can pass"
-            right = f'add a role with kind = "{other}", or write kind = "aggregated"'
-            yield Finding(("roles", name, "kind"), wrong, right, uses)
-    paired = [name for roles in kinds.values() for name in roles.values()]
-    if paired and topology.kv_transfer is None:
-        wrong = f"nothing says how KV cache goes from prefill to decode (role {paired[0]})"
-        yield Finding(("kv-transfer",), wrong, _TRANSFER_EXAMPLE, (*uses, ("kv-transfer",)))
-    if not paired and topology.kv_transfer is not None:
-        right = "add prefill and decode roles, or leave the table out"
-        yield Finding(("kv-transfer",), "no role would use it", right, (*uses, ("roles",)))
-
-
 def kv_routing(topology: Topology) -> Iterator[Finding]:
     """Check what the KV-aware router needs: prefix caching, and equal blocks within a model."""
     if topology.frontend.routing != "kv":
         return
-    sizes: dict[str | None, tuple[str, object]] = {}
+    sizes: dict[tuple[str | None, str], tuple[str, object]] = {}
     for name, role in topology.roles.items():
         path = ("roles", name, "vllm")
         if _caching_is_off(role.vllm):
@@ -149,13 +122,15 @@ def kv_routing(topology: Topology) -> Iterator[Finding]:
             key = "no-enable-prefix-caching"
             key = key if key in role.vllm else "enable-prefix-caching"
             yield Finding((*path, key), wrong, "leave it out", (("frontend", "routing"),))
-        size = role.vllm.get("block-size")
-        other, known = sizes.setdefault(role.model, (name, size))
+        simulated = role.engine == "sim"
+        size = role.sim.block_size if simulated else role.vllm.get("block-size")
+        table = "sim" if simulated else "vllm"
+        other, known = sizes.setdefault((role.model, table), (name, size))
         if size != known:
             wrong = f"block size {size} here, {known} in role {other}, and the router counts blocks"
             right = "write the same block-size in both, or in neither"
-            uses = (("frontend", "routing"), ("roles", other, "vllm", "block-size"))
-            yield Finding((*path, "block-size"), wrong, right, uses)
+            uses = (("frontend", "routing"), ("roles", other, table, "block-size"))
+            yield Finding(("roles", name, table, "block-size"), wrong, right, uses)
 
 
 def _caching_is_off(flags: dict[str, Any]) -> bool:
