@@ -26,10 +26,11 @@ from msgspec.structs import replace
 from orchestrator.core import gate_words as words
 from orchestrator.core.devices import Device, Holder, Memory, Reading, Trouble
 from orchestrator.core.events import Cleared, GaveUp, Held
+from orchestrator.core.fleet import is_being_born
 from orchestrator.core.moves import UNKNOWN
 from orchestrator.core.policy import Gpu, GpuMode
 from orchestrator.core.reasons import Reason
-from orchestrator.core.state import Hold, Phase, State
+from orchestrator.core.state import Await, Hold, Phase, State
 from orchestrator.wire.ids import ReplicaId
 
 MIB = 2**20
@@ -64,12 +65,16 @@ class Waiter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Occupant(msgspec.Struct, frozen=True, kw_only=True):
-    """A replica of ours that may have processes on these devices: its phase is a live one."""
+    """A replica of ours that may have processes on these devices: its phase is a live one.
+
+    `grows`: it may take memory there that no sample shows yet (see `may_grow`).
+    """
 
     replica: ReplicaId
     uuids: frozenset[str]
     phase: Phase
     mode: GpuMode = GpuMode.EXCLUSIVE
+    grows: bool = False
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -133,6 +138,18 @@ def looks_at(state: State, now: float) -> bool:
     """Whether this replica's devices should be looked at now: nothing else holds it back."""
     others = state.holds.keys() - {Hold.GPU, Hold.TURN}
     return state.phase is Phase.WAITING and not others and now >= state.not_before - LEAD_S
+
+
+def may_grow(state: State) -> bool:
+    """Whether it may still take memory as one does that starts: it does, or is only to stop.
+
+    A birth that is ordered comes, whatever was asked since; and a SIGTERM is swallowed by an engine
+    that loads, so only a kill ends a start for good.
+    """
+    if state.phase is Phase.STARTING or is_being_born(state):
+        return True
+    stops = state.deadline is not None and state.deadline.what is Await.STOP
+    return state.phase is Phase.STOPPING and stops and state.ready_at is None
 
 
 def limit_bytes(baseline_bytes: int, total_bytes: int, slack_bytes: int) -> int:
@@ -251,15 +268,15 @@ def _rival(
         if not shared or other.replica == waiter.replica:
             continue
         device = mine[min(shared)]
-        if other.phase is Phase.STARTING:
-            return words.turn(device, other.replica)
+        if other.grows:
+            return words.turn(device, other.replica, other.phase)
         if GpuMode.EXCLUSIVE in {waiter.policy.mode, other.mode}:
             return words.taken(device, other.replica, other.phase)
     for rival in waiters:
         if rival.replica in cleared and rival.replica != waiter.replica:
             shared = mine.keys() & {device.uuid for device in rival.devices}
             if shared:
-                return words.turn(mine[min(shared)], rival.replica)
+                return words.turn(mine[min(shared)], rival.replica, Phase.STARTING)
     return None
 
 

@@ -23,9 +23,10 @@ def gib(size_bytes: int) -> str:
     return f"{size_bytes / 2**30:.1f} GiB"
 
 
-def turn(device: Device, other: ReplicaId) -> Reason:
-    """Another one of ours is being born there."""
-    sentence = f"waits for its turn on {device}: {other} is starting there"
+def turn(device: Device, other: ReplicaId, phase: Phase) -> Reason:
+    """Another one of ours is starting there, or has been told to stop while it did."""
+    does = "is starting there" if phase is Phase.STARTING else "was starting there and isn't gone"
+    sentence = f"waits for its turn on {device}: {other} {does}"
     return Reason(Cause.WAITING_TURN, sentence, evidence=str(other))
 
 

@@ -198,6 +198,7 @@ class GpuGate:
                 uuids=uuids_of(unit),
                 phase=unit.state.phase,
                 mode=unit.spec.policy.gpu.mode,
+                grows=gate.may_grow(unit.state),
             )
             for unit in self._units.values()
             if unit.state.phase in LIVE and uuids_of(unit)

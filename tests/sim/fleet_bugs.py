@@ -58,6 +58,11 @@ def a_cleared_hold_clears_them_all():
 
 
 @mutant
+def who_is_to_stop_before_its_birth_is_in_nobodys_way():
+    return mock.patch.object(gate, "may_grow", lambda state: state.phase is Phase.STARTING)
+
+
+@mutant
 def giving_up_waiting_is_a_stop():
     def mutated(state, event, now, policy):
         return cells.rest(state, event, now, policy)

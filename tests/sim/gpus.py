@@ -66,7 +66,6 @@ class Cards:
         for uuid in self.of.get(life.replica, ()):
             card = self.cards[uuid]
             card.held[life.replica, life.member, life.incarnation] = NEVER
-            card.came_at = self.world.now
 
     def gone(self, life) -> None:
         """The tree is empty; the driver takes its time."""
@@ -110,6 +109,8 @@ class Cards:
                 if other != name and uuid in uuids:
                     phase = self.world.daemon.state(other).phase
                     assert phase is not Phase.STARTING, f"{name}: started beside {other} on {uuid}"
+                    unborn = other in self.world.unborn()
+                    assert not unborn, f"{name}: started on {uuid}, where {other} is being born"
 
 
 class Sampler:
@@ -156,6 +157,7 @@ class Sampler:
             gate.Occupant(
                 replica=unit.id, uuids=frozenset(self.cards.of.get(str(unit.id), ())),
                 phase=unit.state.phase, mode=unit.spec.policy.gpu.mode,
+                grows=gate.may_grow(unit.state),
             )
             for unit in self.daemon.units() if unit.state.phase in LIVE
         ]  # fmt: skip

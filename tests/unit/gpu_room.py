@@ -65,6 +65,7 @@ class Room:
                 uuids=frozenset(device.uuid for device in self.on[replica]),
                 phase=one.state.phase,
                 mode=one.policy.gpu.mode,
+                grows=gate.may_grow(one.state),
             )
             for replica, one in self.machines.items()
             if one.state.phase in LIVE

@@ -1,7 +1,9 @@
 """The GPU gate: who is cleared when, and what the others are told meanwhile."""
 
 import pytest
+from msgspec.structs import replace
 
+from orchestrator.core import actions as a
 from orchestrator.core import events as e
 from orchestrator.core import gate
 from orchestrator.core.devices import Holder, Trouble
@@ -304,3 +306,49 @@ def test_where_the_line_is(mode, baseline, used, opens):
     room.after(1.0)
     assert (one.phase is Phase.STARTING) == opens
     assert TOTAL == 80 * GIB
+
+
+# ---- one that was being started, and is to stop --------------------------------------------------
+
+
+def ending_start(room: Room, *, born: bool) -> tuple[Driver, Driver]:
+    """A replica that was told to stop while it started, and one that would like its GPU's rest."""
+    first = room.shared("agg/worker-0", 0.4)
+    room.until(first, Phase.STARTING)
+    if born:
+        first.born()
+    first.now = room.now
+    first.stop()
+    assert first.phase is Phase.STOPPING
+    second = room.shared("agg/worker-1", 0.4)
+    room.after(2.0)
+    return first, second
+
+
+def test_who_is_to_stop_and_not_born_yet_may_still_take_memory():
+    first, second = ending_start(Room(), born=False)
+    assert second.phase is Phase.WAITING
+    assert "waits for its turn on GPU 0 (GPU-00000000): agg/worker-0" in str(second.state.reason)
+    first.member(e.SpawnFailed, 0, "", "no room")
+    assert first.phase is Phase.STOPPED
+
+
+def test_who_swallows_sigterm_while_it_loads_may_still_take_memory_until_it_is_killed():
+    room = Room()
+    first, second = ending_start(room, born=True)
+    assert second.phase is Phase.WAITING
+    first.now = room.now
+    first.deadline()
+    assert first.ordered(a.Kill)
+    room.now = first.now
+    room.until(second, Phase.STARTING, 1.0)
+
+
+def test_who_stops_after_it_was_ready_takes_no_more():
+    room = Room()
+    first = room.shared("agg/worker-0", 0.4)
+    room.until(first, Phase.STARTING)
+    room.ready(first)
+    first.policy = replace(first.policy, drains=False)
+    first.stop()
+    room.until(room.shared("agg/worker-1", 0.4), Phase.STARTING, 1.0)
