@@ -1,12 +1,13 @@
 """Who is asked about GPUs: the driver, nobody, or a file.
 
-`DYNORCH_GPU_PROVIDER` in the daemon's environment decides. `nvml`, the default, is the driver.
+`DYNORCH_GPU_PROVIDER` in the daemon's environment decides. `auto`, the default, is the driver:
+through NVML, or through `nvidia-smi` where that library can't be loaded; either can be named.
 `off` still finds GPUs, but nobody looks at their memory: every start goes ahead. `fake:FILE` is for
 tests and CI, and the only way to have GPUs without having any: a JSON file, read again at each
 question, says what the driver would have said.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,7 @@ import msgspec
 
 from orchestrator.host.gpu_links import Link
 from orchestrator.host.gpus import Gpu, Memory, Mute, Nvml, User
+from orchestrator.host.nvidia_smi import NvidiaSmi
 
 VARIABLE = "DYNORCH_GPU_PROVIDER"
 
@@ -50,7 +52,48 @@ class Provider(Protocol):
         """Nobody has a question for now."""
 
 
-class Off(Nvml):
+class Driver:
+    """NVML, or the driver's own command where its library can't be loaded."""
+
+    judges = True
+    pids_are_ours = False
+
+    def __init__(self) -> None:
+        self._nvml = Nvml()
+        self._smi = NvidiaSmi()
+
+    def _asked(self) -> Nvml | NvidiaSmi:
+        """Look at each question: what can't be loaded today may be installed tomorrow."""
+        if self._nvml.open() or not self._nvml.absent or not self._smi.is_here():
+            return self._nvml
+        return self._smi
+
+    def gpus(self) -> list[Gpu]:
+        """List the devices."""
+        return self._asked().gpus()
+
+    def links(self) -> list[Link]:
+        """Tell what connects each pair of devices, as far as it is known."""
+        return self._asked().links()
+
+    def read(self, uuids: Collection[str]) -> dict[str, Memory | Mute]:
+        """Return the memory of each device now, or why it can't be told."""
+        return self._asked().read(uuids)
+
+    def users(self, uuid: str) -> list[User]:
+        """Return the processes that compute on a device."""
+        return self._asked().users(uuid)
+
+    def minor(self, uuid: str) -> int | None:
+        """Return the N of /dev/nvidiaN, if anybody knows it."""
+        return self._asked().minor(uuid)
+
+    def close(self) -> None:
+        """End NVML's session, if there is one."""
+        self._nvml.close()
+
+
+class Off(Driver):
     """GPUs are found and never looked at again."""
 
     judges = False
@@ -140,12 +183,13 @@ class Fake:
 
 def provider(environ: Mapping[str, str]) -> Provider:
     """Return whom this environment says to ask. ProviderError when it makes no sense."""
-    text = environ.get(VARIABLE, "") or "nvml"
+    text = environ.get(VARIABLE, "") or "auto"
     kind, _, path = text.partition(":")
     if kind == "fake" and path.startswith("/"):
         return Fake(Path(path))
-    if text == "nvml":
-        return Nvml()
-    if text == "off":
-        return Off()
-    raise ProviderError(f"{VARIABLE}={text}: write nvml, off, or fake:/ABSOLUTE/FILE")
+    known: dict[str, Callable[[], Provider]] = {
+        "auto": Driver, "nvml": Nvml, "nvidia-smi": NvidiaSmi, "off": Off,
+    }  # fmt: skip
+    if text in known:
+        return known[text]()
+    raise ProviderError(f"{VARIABLE}={text}: write {', '.join(known)}, or fake:/ABSOLUTE/FILE")

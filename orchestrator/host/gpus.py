@@ -23,6 +23,10 @@ LOST = {6: "not found", 15: "GPU is lost", 16: "needs a reset", 999: "unknown er
 """Codes with which one device of a driver that works answers when it has fallen off the bus."""
 
 
+NO_LIBRARY = {12, 13}
+"""Codes of pynvml itself: libnvidia-ml.so isn't there, or lacks what is called."""
+
+
 class Gpu(msgspec.Struct, frozen=True):
     """One device. `index` is NVML's, in the order of the PCI bus; a MIG instance has its GPU's.
 
@@ -66,23 +70,28 @@ class Nvml:
 
     def __init__(self) -> None:
         self._nvml: Any = None
+        self.absent = False
         self.trouble = ""
 
     def open(self) -> bool:
-        """Load the library and the driver; False with `trouble` saying why there are no GPUs."""
+        """Load the library and the driver; False with `trouble` saying why there are no GPUs.
+
+        `absent`: there is no library that could be asked.
+        """
         if self._nvml is not None:
             return True
         try:
             nvml = importlib.import_module("pynvml")
         except ImportError:
-            self.trouble = "NVML's Python library isn't installed"
+            self.absent, self.trouble = True, "NVML's Python library isn't installed"
             return False
         try:
             nvml.nvmlInit()
         except nvml.NVMLError as error:
             self.trouble = f"NVML: {error}"
+            self.absent = getattr(error, "value", 0) in NO_LIBRARY
             return False
-        self._nvml = nvml
+        self._nvml, self.absent = nvml, False
         return True
 
     def close(self) -> None:

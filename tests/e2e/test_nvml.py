@@ -14,6 +14,7 @@ from tests.e2e.gpus import GIB, IDLE, visible_gpus
 from tests.eventually import eventually
 
 SOURCE = Path(__file__).with_name("nvml_stub.c")
+COMMAND = Path(__file__).parents[1] / "nvidia_smi.sh"
 LOST, MISMATCH = 15, 18
 
 PINNED = """
@@ -185,6 +186,25 @@ def test_memory_that_the_driver_keeps_delays_the_restart_and_a_lost_gpu_ends_it(
     dynorch("start", "pin/worker-0")
     eventually(lambda: is_in(dynorch, "ready"), 30)
     assert dynorch.replica("other")["incarnation"] == 1
+
+
+def test_where_the_library_cannot_be_loaded_the_drivers_command_is_asked(dynorch):
+    told = dynorch.root / "smi"
+    free = "GPU-0-smi,H100,81920,300,Disabled\nGPU-1-smi,H100,81920,300,Disabled\n"
+    told.write_text(free)
+    (dynorch.root / "bin").mkdir()
+    shutil.copy(COMMAND, dynorch.root / "bin" / "nvidia-smi")
+    dynorch.env["PATH"] = f"{dynorch.root / 'bin'}:{dynorch.env['PATH']}"
+    dynorch.env["SMI_STUB"] = str(told)
+    dynorch.env.pop("DYNORCH_GPU_PROVIDER", None)
+    dynorch("up", "-d", dynorch.file(PINNED))
+    worker = dynorch.replica("worker")["workers"][0]
+    assert worker["gpus"] == ["0"]
+    told.write_text(free.replace("300", "62976", 1))
+    os.kill(worker["pid"], signal.SIGKILL)
+    waits(dynorch, "GPU 0 (GPU-0-smi) still holds 61.5 GiB")
+    told.write_text(free)
+    assert eventually(lambda: is_in(dynorch, "ready"), 30)["incarnation"] == 2
 
 
 def is_in(dynorch, phase: str):

@@ -10,9 +10,10 @@ import threading
 import pytest
 
 from orchestrator.host import gpu_holders, tagged
-from orchestrator.host.gpu_provider import Fake, Off, ProviderError, provider
+from orchestrator.host.gpu_provider import Driver, Fake, Off, ProviderError, provider
 from orchestrator.host.gpus import Gpu, Memory, Mute, Nvml, User
 from orchestrator.host.lane import Lane, LateError
+from orchestrator.host.nvidia_smi import NvidiaSmi
 from orchestrator.host.title import entry
 from tests.eventually import eventually
 
@@ -78,12 +79,13 @@ class TestLane:
 
 class TestProvider:
     def test_the_environment_says_who_is_asked(self, tmp_path):
-        assert type(provider({})) is Nvml
+        assert type(provider({})) is Driver
+        assert type(provider({"DYNORCH_GPU_PROVIDER": "nvidia-smi"})) is NvidiaSmi
         assert type(provider({"DYNORCH_GPU_PROVIDER": "nvml"})) is Nvml
         assert type(provider({"DYNORCH_GPU_PROVIDER": "off"})) is Off
         assert type(provider({"DYNORCH_GPU_PROVIDER": f"fake:{tmp_path}/g"})) is Fake
         for wrong in ("fake:", "fake:g.json", "cuda"):
-            with pytest.raises(ProviderError, match="write nvml, off, or fake:/ABSOLUTE/FILE"):
+            with pytest.raises(ProviderError, match="write auto, nvml, nvidia-smi, off, or"):
                 provider({"DYNORCH_GPU_PROVIDER": wrong})
 
     def test_a_file_is_read_again_at_each_question(self, tmp_path):
