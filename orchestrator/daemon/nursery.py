@@ -12,7 +12,7 @@ import os
 import sys
 
 from orchestrator.core.worker_env import zygote_env
-from orchestrator.host import fault_points
+from orchestrator.host import cgroup, fault_points
 from orchestrator.host.reaper import Reaper
 from orchestrator.host.rundir import RunDir, StateDir
 from orchestrator.host.zygote_link import ZygoteError, ZygoteLink
@@ -44,7 +44,10 @@ class Nursery:
             log = self._state_dir.zygote_log(profile)
             link = ZygoteLink(self._reaper, self._run_dir.record_zygote, log)
             env = zygote_env(os.environ, profile) | fault_points.passed_on()
-            link.start(profile, sys.executable, env, [str(self._run_dir.code)], PRELOADS[profile])
+            link.start(
+                profile, sys.executable, env, [str(self._run_dir.code)], PRELOADS[profile],
+                home=cgroup.home() if profile == "bare" else "",
+            )  # fmt: skip
             self._links[profile] = link
         return link
 

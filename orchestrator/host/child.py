@@ -47,9 +47,15 @@ def let_go(keep: tuple[int, ...], errors: str) -> None:
     os.dup2(null, 0)
     os.dup2(errors_fd, 1)
     os.dup2(errors_fd, 2)
+    close_others(keep)
+
+
+def close_others(keep: tuple[int, ...]) -> None:
+    """Close all descriptors but the standard ones and these."""
     low = 3
     for fd in (*sorted(keep), DESCRIPTORS_MAX):
-        os.closerange(low, fd)
+        if low < fd:
+            os.closerange(low, fd)
         low = fd + 1
 
 
@@ -92,8 +98,11 @@ def read_report(text: bytes) -> dict[str, object]:
     return {"errno": None, "code": "", "text": text.decode("utf-8", "replace")}
 
 
-def settle(parent: int, output: int, report: int) -> None:
-    """Arrange the descriptors, signals and group of the process that was just forked."""
+def settle(parent: int, output: int, keep: tuple[int, ...]) -> None:
+    """Arrange the descriptors, signals and group of the process that was just forked.
+
+    Beside the standard ones it has those of `keep` then, which no program will inherit.
+    """
     os.setpgid(0, 0)
     prctl.die_with_parent()
     if os.getppid() != parent:
@@ -102,9 +111,9 @@ def settle(parent: int, output: int, report: int) -> None:
     os.dup2(null, 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os.closerange(3, report)
-    os.closerange(report + 1, DESCRIPTORS_MAX)
-    fcntl.fcntl(report, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    close_others(keep)
+    for fd in keep:
+        fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     signal.set_wakeup_fd(-1)
     # SIGTERM and its like are still blocked: one that comes now waits until it means the worker.
     for number in TO_DEFAULT:

@@ -40,6 +40,9 @@ class Walk:
         """Fork main: its pid, and 0 in main. OSError when nobody can be forked."""
         return os.fork()
 
+    def embrace(self, main: int) -> None:
+        """Hold a main that was forked before we were, and runs now."""
+
     def present(self) -> list[procfs.Stat]:
         """Whom one walk finds, zombies included: enough where nobody is to be killed."""
         return procfs.descendants(os.getpid())
@@ -68,14 +71,17 @@ class Group(Walk):
     worth a failed start: the walk goes on alone, and the shim's last words say why.
     """
 
-    def __init__(self, path: str, *, executes: bool) -> None:
+    def __init__(self, path: str, *, executes: bool, made: bool = False) -> None:
         super().__init__()
         self.group = path
         self._executes = executes
+        self._made = made
 
     def prepare(self) -> None:
-        """Make the group."""
+        """Make the group, unless main waits in it already."""
         super().prepare()
+        if self._made:
+            return
         try:
             cgroup.make(self.group)
         except OSError as error:
@@ -89,12 +95,17 @@ class Group(Walk):
             except OSError:
                 self._executes = False  # not had here
         main = os.fork()
-        if main and self.group:
+        if main:
+            self.embrace(main)
+        return main
+
+    def embrace(self, main: int) -> None:
+        """Put main into the group."""
+        if self.group and not self._made:
             try:
                 cgroup.add(self.group, main)
             except OSError as error:
                 self._do_without(error)
-        return main
 
     def members(self) -> list[procfs.Stat]:
         """Whom the walk finds, and whom the group lists."""
@@ -121,10 +132,10 @@ class Group(Walk):
         os.write(2, f"no control group, so the walk alone: {error}\n".encode())
 
 
-def of(spawn: "Spawn") -> Walk:
-    """Return what this worker is to be held together by."""
+def of(spawn: "Spawn", made: str = "") -> Walk:
+    """Return what this worker is to be held together by. `made`: the group that its main is in."""
     if spawn.tree == "cgroup":
-        return Group(spawn.group, executes=bool(spawn.argv))
+        return Group(made or spawn.group, executes=bool(spawn.argv), made=bool(made))
     if spawn.tree == "pidns":
         from orchestrator.host import nest  # noqa: PLC0415 - only who asks for it pays its pages
 

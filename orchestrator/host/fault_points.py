@@ -57,7 +57,7 @@ POINTS = {
     "deployments.down-written": "it is to go down, nobody was asked to stop",
     "deployments.state-removed": "it is down, one replica's state is removed",
     "deployments.forgotten": "its last file is removed, nobody was told so",
-    "zygote.forked": "a shim is forked and has read nothing",
+    "zygote.forked": "a shim is there, a request for it has come, and it has read nothing",
     "shim.recorded": "a shim has left its record, the daemon wasn't told",
     "shim.answered": "the daemon was told, there is no worker yet",
     "shim.forked": "there is a worker, the shim isn't watching yet",

@@ -27,6 +27,7 @@ from orchestrator.host import child, enclosure, kernel, log_file, prctl, procfs,
 from orchestrator.host.clients import Clients
 from orchestrator.host.fault_points import reached
 from orchestrator.host.notify import Notify
+from orchestrator.host.seed import Instant, Seed
 from orchestrator.host.spawn import Spawn
 from orchestrator.host.whole_file import append, write_new
 
@@ -49,8 +50,10 @@ def line_of(record: dict[str, object]) -> bytes:
 class Shim:
     """One life, from before its first process to after its last."""
 
-    def __init__(self, spawn: Spawn) -> None:
+    def __init__(self, spawn: Spawn, seed: Seed | None = None) -> None:
+        """`seed`: who will be main, if he is there already."""
         self._spawn = spawn
+        self._seed = seed
         self._poll = select.poll()
         self._clients = Clients(self._poll, self._state, self._request)
         self._log = log_file.LogFile(spawn.log_path, spawn.log_max_bytes, spawn.log_backups)
@@ -70,21 +73,19 @@ class Shim:
         self._output_rests_until: float | None = None
         self._output_came = 0.0
         self._leftovers = shm.Leftovers(time.time(), self._path(shm.NAMES))
-        self._enclosure = enclosure.of(spawn)
+        self._enclosure = enclosure.of(spawn, seed.group if seed is not None else "")
         self._told_dropped_bytes = 0
         self._notes = kernel.Notes()
         self._notify = Notify(self._poll, spawn, self._enclosure.present)
 
     def prepare(self, keep: tuple[int, ...]) -> None:
-        """Become what a shim is and leave a record of it. OSError says what can't be had.
+        """Become a life's shim and leave a record of it. OSError says what can't be had.
 
-        Of the descriptors that are open only `keep` stay so.
+        Of the descriptors that are open only `keep` stay so, and the seed's.
         """
         spawn = self._spawn
-        child.let_go(keep, os.path.join(spawn.directory, "shim.err"))
-        os.setsid()
-        os.chdir("/")
-        prctl.become_subreaper()
+        fds = self._seed.fds if self._seed is not None else ()
+        child.let_go(keep + fds, self._path("shim.err"))
         title.set_tag(spawn.tag)
         title.set_title(f"dynorch: shim {spawn.life}")
         prctl.set_name("dynorch-shim")
@@ -100,7 +101,7 @@ class Shim:
             "started_at": time.monotonic(),
             "started_wall": time.time(),
             "directory": spawn.directory,
-            "group": spawn.group,
+            "group": self._enclosure.group,
         }
         self._clients.listen(spawn.directory)
         self._notify.listen()
@@ -108,34 +109,33 @@ class Shim:
         self._enclosure.prepare()
 
     def withdraw(self) -> None:
-        """Take the record back: the daemon is dead, and there was never a worker to be lost."""
+        """Take the record back: nobody was told of it, and there was never a worker to be lost."""
         with contextlib.suppress(OSError):
             os.unlink(self._path("life.json"))
+        if self._seed is not None:
+            self._seed.discard()
 
     def fork(self) -> int | None:
-        """Fork the worker. Returns None in the shim; in the worker, where to report trouble."""
-        output, output_end = os.pipe()
-        self._report, report_end = os.pipe()
-        log_file.widen(output_end)
-        wakeups, wakeups_end = os.pipe()
-        for fd in (output, self._report, wakeups, wakeups_end):
+        """Let there be a worker. None in the shim; in the worker, where to report trouble."""
+        self._wakeups, wakeups_end = os.pipe()
+        for fd in (self._wakeups, wakeups_end):
             os.set_blocking(fd, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wakeups_end, warn_on_full_buffer=False)
-        self._main = self._enclosure.fork()
-        if self._main == 0:
+        main = self._seed or Instant(self._enclosure)
+        if main.pid == 0:
             self._clients.forget()
             self._notify.forget()
-            child.settle(self._enclosure.parent, output_end, report_end)
-            return report_end
-        os.close(output_end)
-        os.close(report_end)
+            return main.report_end
+        self._main, self._output, self._report = main.pid, main.output, main.report
+        if self._seed is not None:
+            self._seed.sow(self._spawn)
+            self._enclosure.embrace(self._main)
         self._notes.begin()
-        self._output, self._wakeups = output, wakeups
         born = {
             "main": procfs.identity(self._main),
             "group": self._enclosure.group,
-            "pipe": os.fstat(output).st_ino,
+            "pipe": os.fstat(self._output).st_ino,
         }
         self._record |= born
         with contextlib.suppress(OSError):  # a full disk: our clients know more than the record
@@ -152,6 +152,8 @@ class Shim:
         for fd in (self._output, self._report, self._wakeups, self._enclosure.news):
             if fd >= 0:
                 self._poll.register(fd, select.POLLIN)
+        self._reap()  # a seed may have died before anybody listened
+        self._advance(time.monotonic())
         while self._phase != "empty":
             for fd, _ in self._poll.poll(self._timeout_ms()):
                 self._serve(fd)

@@ -1,17 +1,20 @@
 """The zygote: a process that has imported what workers need, and forks shims from that image.
 
-It has one thread, no device open and no socket but the one to its daemon, and it sleeps until that
-has something to read. Then it forks: the child reads the request, answers it, and is the shim. So
+It has one thread, no device open and no socket but the one to its daemon, and it nearly always
+sleeps: until its *spare* has taken a request. That is a shim which is forked already, with its
+worker's process (see `seed`), and waits for the daemon in the zygote's place. It reads the request,
+answers it, and is that life's shim; then the zygote forks the next. So a start waits for no fork,
 the zygote itself hardly ever writes into its memory, and what all its children share stays shared.
 Start-up garbage is collected and the rest frozen before the first fork, so that no child's garbage
 collector copies every page.
 
-Three processes run the same few lines at the top. `serve` returns only in a freshly forked shim,
-`Shim.fork` returns a descriptor only in a freshly forked worker, and the worker's exit is the
-interpreter's own, with everything that its libraries registered for it.
+Three processes run the same few lines at the top. `serve` returns only in shims and in workers that
+were spares, `Shim.fork` returns a descriptor only in a freshly forked worker, and the worker's exit
+is the interpreter's own, with everything that its libraries registered for it.
 
-A shim leaves its record, then answers the daemon, and forks the worker only if the daemon could be
-told. So whenever zygote or daemon may die, there is either a record of a life, or no worker.
+A shim leaves its record, then answers the daemon, and lets the worker begin only if the daemon
+could be told. So whenever zygote or daemon may die, there is either a record of a life, or no
+worker.
 """
 
 import gc
@@ -25,8 +28,12 @@ import time
 
 from orchestrator.host import child, enclosure, framing, kernel, prctl, procfs, title
 from orchestrator.host.fault_points import reached
+from orchestrator.host.seed import Seed
 from orchestrator.host.shim import Shim
 from orchestrator.host.spawn import Spawn
+
+Born = tuple[Spawn, Shim | int]
+"""What is to be done, and by whom: a shim, or the worker, who reports trouble to a descriptor."""
 
 REHEARSALS = 10
 """The interpreter has made up its mind about a function after eight calls."""
@@ -37,21 +44,24 @@ DEAF_TO = (
 
 
 def main() -> None:
-    """Run `-c CODE DESCRIPTOR PROFILE PRELOAD PADDING`: a zygote, later perhaps shim or worker."""
-    descriptor, profile, preload = sys.argv[1:4]
-    born = serve(socket.socket(fileno=int(descriptor)), profile, preload)
+    """Run `-c CODE DESCRIPTOR PROFILE PRELOAD HOME PADDING`: a zygote, perhaps shim or worker."""
+    descriptor, profile, preload, home = sys.argv[1:5]
+    born = serve(socket.socket(fileno=int(descriptor)), profile, preload, home)
     if born is None:
         return
-    spawn, shim = born
-    trouble = shim.fork()
-    if trouble is not None:
-        del born, shim
-        sys.exit(child.run(spawn, trouble))
-    shim.watch()
-    os._exit(0)
+    spawn, what = born
+    if isinstance(what, Shim):
+        trouble = what.fork()
+        if trouble is None:
+            what.watch()
+            os._exit(0)
+    else:
+        trouble = what
+    del born, what
+    sys.exit(child.run(spawn, trouble))
 
 
-def serve(daemon: socket.socket, profile: str, preload: str) -> tuple[Spawn, Shim] | None:
+def serve(daemon: socket.socket, profile: str, preload: str, home: str) -> Born | None:
     """Fork a shim per request. Returns None when the daemon is gone, and in each shim its work."""
     title.locate()
     began = time.monotonic()
@@ -79,23 +89,34 @@ def serve(daemon: socket.socket, profile: str, preload: str) -> tuple[Spawn, Shi
     took = time.monotonic() - began
     daemon.sendall(framing.pack({"hello": os.getpid(), "python": version, "preload_s": took}))
     while True:
-        if not daemon.recv(1, socket.MSG_PEEK):
-            return None
         done, done_end = os.pipe()
         try:
             pid = os.fork()
         except OSError as error:
+            os.close(done)
+            os.close(done_end)
+            if not _comes(daemon):
+                return None
             _refuse(daemon, f"cannot fork: {error.strerror}")
             continue
         if pid == 0:
             os.close(done)
-            return _begin(daemon, done_end)
+            return _begin(daemon, done_end, home)
         os.close(done_end)
         # One at a time: until it says so, the child reads from and writes to our socket.
         word = os.read(done, 1)
         os.close(done)
         if not word:
-            return None  # it died over the request, and nobody knows how much of it is left
+            # The daemon is gone. Or it died over a request: nobody knows how much of that is left.
+            return None
+
+
+def _comes(daemon: socket.socket) -> bool:
+    """Wait for a request; False when the daemon is gone."""
+    try:
+        return bool(daemon.recv(1, socket.MSG_PEEK))
+    except OSError:
+        return False
 
 
 def _refuse(daemon: socket.socket, why: str) -> None:
@@ -104,15 +125,30 @@ def _refuse(daemon: socket.socket, why: str) -> None:
         daemon.sendall(framing.pack({"serial": request["serial"], "error": why}))
 
 
-def _begin(daemon: socket.socket, done: int) -> tuple[Spawn, Shim]:
-    """Be the shim up to the point where its worker may be forked; leave if it mayn't."""
-    reached("zygote.forked")
+def _begin(daemon: socket.socket, done: int, home: str) -> Born:
+    """Be a spare shim, then a life's, up to the point where there may be a worker; else leave."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    request = framing.receive(daemon)
+    # The end of its socket is a spare's end. Should somebody have stopped it, it must see that.
+    prctl.die_with_parent(signal.SIGCONT)
+    os.setsid()
+    os.chdir("/")
+    prctl.become_subreaper()
+    title.set_tag("spare")  # or it would seem to belong to whatever tree is being looked for
+    title.set_title("dynorch: spare shim")
+    seed = _seed(home)
+    if seed is not None and seed.pid == 0:
+        daemon.detach()
+        return seed.wait(), seed.report_end
+    request = _await_request(daemon)
     if request is None:
+        if seed is not None:
+            seed.discard()
         os._exit(1)
     spawn = Spawn.from_fields(request["spawn"])
-    shim = Shim(spawn)
+    if seed is not None and not seed.fits(spawn):
+        seed.discard()
+        seed = None
+    shim = Shim(spawn, seed)
     try:
         shim.prepare((daemon.fileno(), done))
     except OSError as error:
@@ -126,13 +162,30 @@ def _begin(daemon: socket.socket, done: int) -> tuple[Spawn, Shim]:
     except OSError:
         shim.withdraw()
         os._exit(1)
-    os.write(done, b"d")
     if "error" in answer:
+        shim.withdraw()
+        os.write(done, b"d")
         os._exit(1)
+    os.write(done, b"d")
     os.close(done)
     daemon.close()
     reached("shim.answered")
     return spawn, shim
+
+
+def _seed(home: str) -> Seed | None:
+    try:
+        return Seed(home)
+    except OSError:
+        return None  # the request, if one comes, will find out what is lacking
+
+
+def _await_request(daemon: socket.socket) -> dict[str, object] | None:
+    """Wait for what there is to do; None when nothing will come any more."""
+    if not _comes(daemon):
+        return None
+    reached("zygote.forked")
+    return framing.receive(daemon)
 
 
 def _rehearse() -> None:

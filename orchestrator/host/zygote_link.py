@@ -55,6 +55,7 @@ class ZygoteLink:
         self._record = record
         self._log_path = log_path
         self._command: tuple[str, str, dict[str, str], list[str], str] | None = None
+        self._home = ""
         self._socket: socket.socket | None = None
         self._unpacker = framing.Unpacker()
         self._unsent = bytearray()
@@ -71,16 +72,25 @@ class ZygoteLink:
         return self._socket is not None
 
     def start(
-        self, profile: str, python: str, env: dict[str, str], path: list[str], preload: str = ""
+        self,
+        profile: str,
+        python: str,
+        env: dict[str, str],
+        path: list[str],
+        preload: str = "",
+        *,
+        home: str = "",
     ) -> None:
         """Start a zygote; returns at once, the imports go on in it.
 
         `python`: the interpreter. `path`: put before its sys.path; must lead to our two packages.
         `preload`: "module:function" called once, or nothing: then the interpreter runs isolated
-        and without site packages. ZygoteError when it can't even be executed.
+        and without site packages. `home`: where its spare workers are born in control groups of
+        their own; such can only be commands. ZygoteError when it can't even be executed.
         """
         assert self._socket is None, "already started"
         self._command = (profile, python, env, path, preload)
+        self._home = home
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
@@ -118,7 +128,7 @@ class ZygoteLink:
         if self._socket is None:
             assert self._command is not None, "never started"
             try:
-                self.start(*self._command)
+                self.start(*self._command, home=self._home)
             except ZygoteError as error:
                 answer.set_exception(error)
                 return answer
@@ -160,7 +170,7 @@ class ZygoteLink:
         profile, python, env, path, preload = self._command
         flags = FULL_FLAGS if preload else BARE_FLAGS
         code = CODE.format(path=path)
-        argv = [python, *flags, "-c", code, "3", profile, preload, title.PADDING]
+        argv = [python, *flags, "-c", code, "3", profile, preload, self._home, title.PADDING]
         output = str(self._log_path or os.devnull)
         open_output = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         actions = [

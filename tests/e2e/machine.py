@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -138,7 +139,9 @@ class Machine:
         return eventually(turned, within_s, every_s=0.005)
 
     def start_zygote(self) -> None:
-        self.call(self.zygote.start, "bare", sys.executable, {}, [str(self.run.code)])
+        home = cgroup.home() if self.tree == "cgroup" else ""
+        start = partial(self.zygote.start, home=home)
+        self.call(start, "bare", sys.executable, {}, [str(self.run.code)])
 
     def make(self, name: str = "agg/worker-0.0#1", **wanted) -> Spawn:
         life = LifeId.parse(name)
