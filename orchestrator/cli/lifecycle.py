@@ -16,7 +16,7 @@ from orchestrator.cli.follow import Follower, has_failed, moving, sigterm_interr
 from orchestrator.cli.logs import last_lines
 from orchestrator.cli.main import GIVEN_UP, INTERRUPTED, INVALID, NO_DAEMON, fail
 from orchestrator.daemon.absence import NoDaemonError
-from orchestrator.daemon.client import Client, call_or_start
+from orchestrator.daemon.client import Client, Standby, call_or_start
 from orchestrator.views.banner import trouble, up_banner
 from orchestrator.views.changes_text import changes_text
 from orchestrator.views.event_line import event_brief
@@ -56,11 +56,13 @@ def up(
     banner: bool = True,
     strict: bool = False,
     ci: bool = False,
+    standby: Standby | None = None,
 ) -> int:
     """Serve a topology until it answers (`detach`) or until Ctrl-C.
 
     `banner`: say at the end how to use it. `strict`: end with 3, in order, when a replica is given
-    up. `ci`: no colours, nothing redrawn, and no GPU is waited for in vain.
+    up. `ci`: no colours, nothing redrawn, and no GPU is waited for in vain. `standby`: who will be
+    the daemon if none runs.
     """
     if strict and detach:
         fail("-d leaves before anything can fail: it doesn't go with --exit-on-failed", INVALID)
@@ -68,7 +70,9 @@ def up(
     here = dirs(create=True)
     arguments = {**up_arguments(file, engine, ci=ci), "watch_pid": 0 if detach else os.getpid()}
     with Client(here.run) as client, sigterm_interrupts():
-        reply = checked(call_or_start(client, here.run, here.state, "up", **arguments))
+        reply = checked(
+            call_or_start(client, here.run, here.state, "up", standby=standby, **arguments)
+        )
         tell(reply)
         try:
             follower = Follower(client, topology.name, plain=ci)

@@ -7,6 +7,7 @@ Exit status: 0 done; 1 it failed (the reason is the last line); 2 usage or an in
 3 no daemon, or `up --exit-on-failed` gave up; 130 interrupted.
 """
 
+import gc
 import os
 import sys
 import traceback
@@ -19,6 +20,9 @@ import typer.core
 from orchestrator import __version__
 from orchestrator.cli import parts
 from orchestrator.daemon.absence import DaemonNotStartedError, DaemonSilentError, NoDaemonError
+
+GARBAGE_MIN = 100_000
+"""Objects before garbage is looked for: imports make many and no garbage, a verb is soon over."""
 
 INVALID = 2
 NO_DAEMON = 3
@@ -148,12 +152,19 @@ def up(
     none runs. Where a topology of this name is up already, what has changed in the file is applied:
     only replicas that it concerns restart, in each role one after the other, while the rest serves.
     """
-    from orchestrator.cli import change, lifecycle
+    from orchestrator.cli import early
 
     if dry_run:
+        from orchestrator.cli import change
+
         raise typer.Exit(change.difference(file, engine, ci=ci))
-    strict = exit_on_failed or ci
-    raise typer.Exit(lifecycle.up(file, engine, detach=detach, strict=strict, ci=ci))
+    with early.daemon() as standby:
+        from orchestrator.cli import lifecycle
+
+        strict = exit_on_failed or ci
+        raise typer.Exit(
+            lifecycle.up(file, engine, detach=detach, strict=strict, ci=ci, standby=standby)
+        )
 
 
 @app.command()
@@ -284,6 +295,7 @@ def smoke(file: File, engine: Engine = "auto") -> None:
 def daemon(
     on_demand: Annotated[bool, typer.Option(hidden=True)] = False,
     ready_fd: Annotated[int, typer.Option(hidden=True)] = -1,
+    go_fd: Annotated[int, typer.Option(hidden=True)] = -1,
     take_over: Annotated[bool, typer.Option("--take-over", hidden=True)] = False,
     replace: Annotated[
         bool,
@@ -301,8 +313,10 @@ def daemon(
         from orchestrator.cli import upgrade
 
         raise typer.Exit(upgrade.replace())
-    from orchestrator.daemon.entry import run
+    from orchestrator.daemon.entry import run, told_to_go
 
+    if go_fd >= 0 and not told_to_go(go_fd):
+        raise typer.Exit
     if take_over:
         raise typer.Exit(run(on_demand=on_demand, ready_fd=ready_fd, replace=True))
     raise typer.Exit(run(on_demand=on_demand, ready_fd=ready_fd))
@@ -346,6 +360,7 @@ for _name, _what in {
 
 def main() -> None:
     """Run a verb. What nobody foresaw becomes one line too; DYNORCH_DEBUG=1 shows where."""
+    gc.set_threshold(GARBAGE_MIN)
     if sys.stdout is None:  # closed by the caller, as in `dynorch status >&-`
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     if sys.stderr is None:

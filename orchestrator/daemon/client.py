@@ -160,29 +160,85 @@ def spawn_daemon(run_dir: Path, state_dir: Path, *how: str) -> None:
     It says over an inherited pipe when it listens, so there is nothing to poll. Raises
     DaemonNotStartedError with the daemon's own last line.
     """
+    log_path = _log(state_dir)
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    ours, theirs = os.pipe()
+    _execute(run_dir, state_dir, log, "--ready-fd", theirs, *how)
+    os.close(log)
+    said = _wait_until_ready(ours)
+    if said != "ready":
+        raise DaemonNotStartedError(said or f"the daemon did not start: {_last_line(log_path)}")
+
+
+class Standby:
+    """A daemon that makes its imports while we make ours, and then waits for our word.
+
+    Until then it has touched nothing, and without it, it leaves as it came.
+    """
+
+    def __init__(self, run_dir: Path, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self._ready, ready_end = os.pipe()
+        go_end, self._go = os.pipe()
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        _execute(run_dir, state_dir, null, "--ready-fd", ready_end, "--go-fd", go_end)
+        os.close(null)
+
+    def start(self) -> bool:
+        """Let it be the daemon, and wait as in `spawn_daemon`; False when it isn't there any more.
+
+        Its word is where its log is.
+        """
+        log_path = _log(self._state_dir)
+        try:
+            os.write(self._go, os.fsencode(log_path))
+        except BrokenPipeError:
+            return False
+        os.close(self._go)
+        self._go = -1
+        ready, self._ready = self._ready, -1
+        said = _wait_until_ready(ready)
+        if said not in {"ready", ""}:
+            raise DaemonNotStartedError(said)
+        return bool(said)
+
+    def cancel(self) -> None:
+        """Let it go, unless it was started."""
+        for handle in (self._go, self._ready):
+            if handle >= 0:
+                os.close(handle)
+        self._go = self._ready = -1
+
+
+def _log(state_dir: Path) -> Path:
+    """Return where the daemon's own log is to go, with room for it made."""
     log_path = state_dir / "logs" / "daemon.log"
     log_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if log_path.exists() and log_path.stat().st_size > LOG_BYTES_MAX:
         log_path.replace(log_path.with_name("daemon.log.1"))
-    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    ours, theirs = os.pipe()
-    os.set_inheritable(theirs, True)
-    argv = [sys.executable, "-m", "orchestrator.cli.main", "daemon",
-            "--on-demand", "--ready-fd", str(theirs), *how]  # fmt: skip
+    return log_path
+
+
+def _execute(run_dir: Path, state_dir: Path, output: int, *how: object) -> None:
+    """Execute a daemon. Descriptors among its arguments are handed over, and closed here."""
+    handed = [each for each in how if isinstance(each, int)]
+    for each in handed:
+        os.set_inheritable(each, True)
+    argv = [sys.executable, "-m", "orchestrator.cli.main", "daemon", "--on-demand", *map(str, how)]
     environ = dict(os.environ, DYNORCH_RUN_DIR=str(run_dir), DYNORCH_STATE_DIR=str(state_dir))
     environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    actions = [(os.POSIX_SPAWN_DUP2, null, 0),
-               (os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)]  # fmt: skip
+    actions = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
+               (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]  # fmt: skip
     os.posix_spawn(sys.executable, argv, environ, file_actions=actions, setsid=True)
-    for handle in (theirs, null, log):
-        os.close(handle)
+    for each in handed:
+        os.close(each)
+
+
+def _wait_until_ready(handle: int) -> str:
     try:
-        said = _read_until_closed(ours, START_S)
+        return _read_until_closed(handle, START_S)
     finally:
-        os.close(ours)
-    if said != "ready":
-        raise DaemonNotStartedError(said or f"the daemon did not start: {_last_line(log_path)}")
+        os.close(handle)
 
 
 def _last_line(log_path: Path) -> str:
@@ -204,14 +260,21 @@ def _read_until_closed(handle: int, within_s: float) -> str:
 
 
 def call_or_start(
-    client: Client, run_dir: Path, state_dir: Path, name: str, **args: Any
+    client: Client,
+    run_dir: Path,
+    state_dir: Path,
+    name: str,
+    *,
+    standby: Standby | None = None,
+    **args: Any,
 ) -> messages.Reply:
-    """Ask a verb of the daemon, starting one first if there is none."""
+    """Ask a verb of the daemon, starting one first if there is none: `standby`, if that is well."""
     try:
         return client.call(name, **args)
     except NoDaemonError:
         try:
-            spawn_daemon(run_dir, state_dir)
+            if standby is None or not standby.start():
+                spawn_daemon(run_dir, state_dir)
         except DaemonNotStartedError:
             if daemon_pid(run_dir) is None:  # else somebody else has just started one
                 raise

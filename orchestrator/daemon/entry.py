@@ -5,6 +5,7 @@ from another gets it from there.
 """
 
 import asyncio
+import gc
 import os
 import sys
 
@@ -25,6 +26,26 @@ from orchestrator.host.rundir import (
 )
 from orchestrator.host.zygote_link import ZygoteError
 
+GARBAGE = (700, 10, 10)
+"""Python's own thresholds; the command line has others."""
+
+
+def told_to_go(go_fd: int) -> bool:
+    """Wait for the word of whoever started us ahead of time: where our log is. False: for nothing.
+
+    Until then we have touched nothing.
+    """
+    log = b""
+    while piece := os.read(go_fd, 4096):
+        log += piece
+    os.close(go_fd)
+    if log:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        os.close(file)
+    return bool(log)
+
 
 def run(*, on_demand: bool, ready_fd: int, replace: bool = False) -> int:
     """Run until told to end; `on_demand`: until the last topology is down. Returns the status.
@@ -33,6 +54,8 @@ def run(*, on_demand: bool, ready_fd: int, replace: bool = False) -> int:
     the daemon that runs.
     """
     inherited = None
+    gc.freeze()  # what was imported stays, and is no garbage: it needn't be looked at again
+    gc.set_threshold(*GARBAGE)
     if ready_fd >= 0:
         os.set_inheritable(ready_fd, False)  # a zygote that holds it would keep our starter waiting
     try:

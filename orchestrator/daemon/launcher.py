@@ -96,6 +96,7 @@ class Launcher:
         self._ports = ports
         self._on_said = on_said
         self._group_home = cgroup.home()
+        self._environ = dict(os.environ)
         self.lives: dict[LifeId, Life] = {}
 
     def perform(self, unit: Unit, action: actions.MemberAction) -> None:
@@ -147,7 +148,7 @@ class Launcher:
         dirs = PrivateDirs(tmp=str(private), rpc=str(private))
         ports = self._ports.assign(unit, life, planned)
         env = worker_env(
-            os.environ, engine=planned.engine, life=life, nonce=nonce, dirs=dirs,
+            self._environ, engine=planned.engine, life=life, nonce=nonce, dirs=dirs,
             added=planned.env | port_env(planned.engine, ports, planned.member),
             advice=planned.cpu_env,
         )  # fmt: skip

@@ -84,9 +84,9 @@ class PortDesk:
 
     def end(self, life: LifeId, left: Collection[LifeId]) -> None:
         """This life is over; `left`: those that aren't. The last of a gang lets its port rest."""
-        mine = gang_of(life)
-        if all(gang_of(other) != mine for other in left):
-            self._table.release(mine)
+        mine = (life.incarnation, life.of)
+        if all((other.incarnation, other.of) != mine for other in left):
+            self._table.release(gang_of(life))
 
     def forget(self, replica: ReplicaId) -> None:
         """This replica is gone for good: its workers' own ports rest."""

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import urllib.request
 
 from openai import OpenAI
 
+from orchestrator.host import procfs
 from tests.e2e.conftest import alive, zombie
 from tests.eventually import eventually
 
@@ -41,6 +43,16 @@ def test_up_serves_and_down_leaves_nothing(dynorch):
     assert all(zombie(pid) for pid in pids)
     assert list((dynorch.run_dir / "lives").iterdir()) == []
     assert dynorch("status", code=3)
+
+
+def test_a_daemon_that_was_started_for_a_refused_file_goes_without_a_trace(dynorch):
+    """It makes its imports while the file is read, and touches nothing before it is told to."""
+    mark = f"DYNORCH_RUN_DIR={dynorch.run_dir}".encode()
+    shutil.rmtree(dynorch.run_dir, ignore_errors=True)
+    refused = dynorch("up", "-d", dynorch.file("name = 'agg'\nnonsense = 1\n"), code=2)
+    assert "nothing was started" in refused.stderr
+    eventually(lambda: not [pid for pid in procfs.pids() if procfs.environ_has(pid, mark)])
+    assert not dynorch.run_dir.exists()
 
 
 def test_status_json_has_the_promised_shape(dynorch):

@@ -177,7 +177,7 @@ def done(monkeypatch):
         def __init__(self, *_) -> None:
             pass
 
-        def start(self, profile, *_) -> None:
+        def start(self, profile, *_, home) -> None:
             seen.append(profile)
 
         def close(self) -> None:
