@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+import tests.asgi
 from orchestrator.host.rundir import RunDir
 from orchestrator.wire import plane
 from orchestrator.wire.ids import LifeId
@@ -52,23 +53,17 @@ REQUESTS = [
 
 
 def up(dynorch, policy="recompute", **given):
-    parts = {
-        "prefills": 1,
-        "decodes": 1,
-        "prefill": "",
-        "decode": "",
-        "gang": "",
-        "more": "",
-    } | given
+    parts = dict.fromkeys(("prefill", "decode", "gang", "more"), "")
+    parts |= {"prefills": 1, "decodes": 1} | given
     text = PAIR.format(policy=policy, **parts)
     dynorch("up", "-d", "--engine", "sim", dynorch.file(text))
 
 
-def post(dynorch, path, body, model):
+def post(dynorch, path, body, model, within_s=60):
     """The whole answer and its headers."""
     data = json.dumps(body | {"model": model, "temperature": 0}).encode()
     request = urllib.request.Request(dynorch.url + path, data, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=within_s) as answer:
         return json.loads(answer.read()), answer.headers
 
 
@@ -140,14 +135,25 @@ def test_answers_through_two_workers_are_those_of_one(dynorch, stream):
     assert counted["dynorch_sim_kv_blocks_free"] == 16_384, "nothing is kept for nobody"
 
 
-def test_the_shipped_file_runs_simulated(dynorch):
-    text = (ROOT / "topologies/disagg.toml").read_text()
-    dynorch("up", "-d", "--engine", "sim", dynorch.file(f"{text}\n[frontend]\nport = {{port}}\n"))
-    body = REQUESTS[0][1]
-    first, headers = post(dynorch, "/v1/completions", body, "Qwen/Qwen3-0.6B")
-    assert headers["x-dynorch-prefill"] == "disagg/prefill-0.0#1"
-    assert first["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
-    assert transfers(dynorch) == [1.0]
+SHIPPED = [path.stem for path in sorted((ROOT / "topologies").glob("*.toml"))]
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name.startswith(("d", "two"))])
+def test_what_is_shipped_runs_simulated(dynorch, name):
+    text = (ROOT / f"topologies/{name}.toml").read_text()
+    if "[frontend]" not in text:
+        text += "\n[frontend]\n"
+    file = dynorch.file(text.replace("[frontend]\n", "[frontend]\nport = {port}\n"))
+    dynorch("up", "-d", "--engine", "sim", file)
+    path, body = REQUESTS[0]
+    truth = tests.asgi.ask(path, body).json["choices"]
+    with urllib.request.urlopen(f"{dynorch.url}/v1/models", timeout=60) as answer:
+        models = [each["id"] for each in json.loads(answer.read())["data"]]
+    asked = [post(dynorch, path, body, model) for model in models for _ in range(4)]
+    assert all(answer["choices"] == truth for answer, _headers in asked)
+    if name.startswith("disagg"):
+        assert all(headers["x-dynorch-prefill"] for _answer, headers in asked)
+        assert sum(transfers(dynorch)) == len(asked)
 
 
 CRASH = ', faults = [{ fault = "crash", after-transfers = 2, times = 1 }]'
@@ -172,6 +178,30 @@ def test_a_transfer_that_fails(dynorch, policy):
     counted = figures(dynorch, worker["id"])
     assert counted["vllm:nixl_num_failed_transfers_total"] == 1
     assert counted["vllm:nixl_xfer_time_seconds_count"] == (0 if policy == "recompute" else 1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kept"),
+    [
+        ({"decode": ', faults = [{ fault = "transfer-stall" }]'}, False),
+        ({"prefill": ', faults = [{ fault = "transfer-stall" }]'}, False),
+        ({"prefill": ', faults = [{ fault = "drop-answer" }]'}, True),
+    ],
+    ids=["decode stalls", "prefill stalls", "answer lost"],
+)
+def test_a_client_that_waits_no_longer_lets_the_blocks_go(dynorch, fault, kept):
+    """At once, unless the way to them was lost: then their lease must end."""
+    up(dynorch, **fault)
+    with pytest.raises(TimeoutError):
+        post(dynorch, *REQUESTS[0], "m", within_s=2)
+    [prefill] = workers(dynorch, "prefill")
+
+    def as_expected():
+        free = figures(dynorch, prefill["id"])["dynorch_sim_kv_blocks_free"]
+        return (free < 16_384) == kept
+
+    eventually(as_expected)
+    assert right(dynorch)
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
