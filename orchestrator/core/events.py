@@ -93,7 +93,7 @@ class GaveUp(msgspec.Struct, frozen=True, tag=kebab):
 
 
 class PeerLost(msgspec.Struct, frozen=True, tag=kebab):
-    """Another replica's failure ends this life too, as the file says; charged to nothing here."""
+    """A failure elsewhere ends this life too: another replica's, as the file says, or its GPU's."""
 
     incarnation: int
     reason: Reason

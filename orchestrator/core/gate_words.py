@@ -14,6 +14,10 @@ from orchestrator.core.reasons import Cause, Reason
 from orchestrator.core.state import Phase
 from orchestrator.wire.ids import ReplicaId
 
+LOST_ADVICE = (
+    "see `nvidia-smi` and `dmesg | grep Xid`; reset the GPU or reboot, then `dynorch start` "
+    "looks at it again"
+)
 HOLDERS_MAX = 3
 """Holders that a sentence names; the rest are counted."""
 
@@ -92,11 +96,7 @@ def advice_for(policy: Gpu, holders: Sequence[Holder] | None) -> str:
 
 def quarantined(device: Device, why: str) -> Reason:
     """It is lost, as far as anybody knows."""
-    advice = (
-        "see `nvidia-smi` and `dmesg | grep Xid`; reset the GPU or reboot, then `dynorch start` "
-        "looks at it again"
-    )
-    return Reason(Cause.GPU_LOST, f"{device} is quarantined: {why}", advice, evidence=why)
+    return Reason(Cause.GPU_LOST, f"{device} is quarantined: {why}", LOST_ADVICE, evidence=why)
 
 
 def timed_out(reason: Reason, after_s: float) -> Reason:

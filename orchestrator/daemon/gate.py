@@ -18,13 +18,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
 from orchestrator.core import events, gate
-from orchestrator.core.devices import Device, Holder, Memory, Reading, Trouble
+from orchestrator.core.devices import Holder, Memory, Reading, Trouble
 from orchestrator.core.reasons import Cause
 from orchestrator.core.state import LIVE, Hold, Phase, State
 from orchestrator.daemon.deployments import RESTING
 from orchestrator.daemon.gate_book import GateBook
 from orchestrator.daemon.launcher import Life
-from orchestrator.daemon.unit import Unit
+from orchestrator.daemon.unit import Unit, devices_of, uuids_of
+from orchestrator.daemon.xids import Xids
 from orchestrator.host import gpus, procfs
 from orchestrator.host.gpu_holders import Found, holders
 from orchestrator.host.gpu_provider import Provider
@@ -81,17 +82,20 @@ class GpuGate:
         self._round: asyncio.Task[None] | None = None
         self._changed = False
         self._open = False
+        self._xids = Xids(provider, self, units=units, tell=tell, publisher=publisher)
 
     # ---- when to look ------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Look for the first time: whoever was adopted may be waiting already."""
+        self._xids.changed()
         self._soon()
 
     def changed(self, unit: Unit, before: State) -> None:
         """A unit is different now: a wait may have begun or ended, a device be free or taken."""
         if not uuids_of(unit):
             return
+        self._xids.changed()
         state = unit.state
         if state.phase is before.phase and state.holds.keys() == before.holds.keys():
             return
@@ -109,6 +113,7 @@ class GpuGate:
 
     def close(self) -> None:
         """Look no more. A question that hangs is left behind."""
+        self._xids.close()
         self._disarm()
         if self._round is not None:
             self._round.cancel()
@@ -143,7 +148,7 @@ class GpuGate:
             for waiter in waiters:
                 self._tell(waiter.replica, events.Cleared(Hold.GPU, waiter.incarnation))
         elif waiters:
-            readings = await self._read(wanted) if wanted else {}
+            readings = await self.read(wanted) if wanted else {}
             # Look ahead: the first word about a device that isn't free says who holds it.
             await self._ask_who(self._step(readings).unclear)
             self._judge(readings)
@@ -204,7 +209,13 @@ class GpuGate:
             if unit.state.phase in LIVE and uuids_of(unit)
         ]
 
-    async def _read(self, uuids: Collection[str]) -> dict[str, Reading]:
+    def quarantine(self, uuid: str, why: str) -> None:
+        """Let nobody start there, from now on."""
+        self._keep(gate.quarantine(self._gate, uuid, why))
+        self._soon()
+
+    async def read(self, uuids: Collection[str]) -> dict[str, Reading]:
+        """Ask the driver about the memory of these, or say why it doesn't answer."""
         self._open = True
         try:
             answers = await self._lane.call(lambda: self._provider.read(uuids), DEADLINE_S)
@@ -268,7 +279,7 @@ class GpuGate:
             return None
         before = self._book.before(unit.id)
         found: dict[str, dict[str, int | str | None]] = {}
-        for uuid, answer in (await self._read(uuids_of(unit))).items():
+        for uuid, answer in (await self.read(uuids_of(unit))).items():
             found[uuid] = {"before_bytes": before.get(uuid), "end_bytes": None}
             if isinstance(answer, Memory):
                 found[uuid] |= {"end_bytes": answer.used_bytes, "total_bytes": answer.total_bytes}
@@ -282,6 +293,8 @@ class GpuGate:
         if unit.state.reason.cause is not Cause.GPU_LOST:
             return
         found = self._gate
+        if any(found.known.get(uuid, gate.Known()).quarantine for uuid in uuids_of(unit)):
+            return  # it is known which of them it was
         for uuid in uuids_of(unit):
             found = gate.quarantine(found, uuid, f"{unit.id}: {unit.state.reason.sentence}")
         self._keep(found)
@@ -346,20 +359,6 @@ class GpuGate:
         for tag, kill in list(self._kills.items()):
             if kill.run_pass():
                 del self._kills[tag]
-
-
-def uuids_of(unit: Unit) -> frozenset[str]:
-    """Every device that a unit's members were given."""
-    return frozenset(uuid for member in unit.spec.members for uuid in member.gpu_uuids)
-
-
-def devices_of(unit: Unit) -> tuple[Device, ...]:
-    """They, with the indices that people know them by."""
-    return tuple(
-        Device(uuid, index)
-        for member in unit.spec.members
-        for uuid, index in zip(member.gpu_uuids, member.gpus, strict=True)
-    )
 
 
 def reading(answer: gpus.Memory | gpus.Mute) -> Reading:

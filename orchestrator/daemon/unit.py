@@ -9,6 +9,7 @@ it was said in.
 
 from dataclasses import dataclass, field
 
+from orchestrator.core.devices import Device
 from orchestrator.core.fleet import Need
 from orchestrator.core.groups import Bond
 from orchestrator.core.liveness import Watch
@@ -128,3 +129,17 @@ class Unit:
 def foreign(who: str, protocol: int, known: tuple[int, int]) -> str:
     """Say that a process of another version runs here that we may not understand."""
     return f"its {who} speaks protocol {protocol}, and this daemon {known[0]} and {known[1]}"
+
+
+def uuids_of(unit: Unit) -> frozenset[str]:
+    """Every device that a unit's members were given."""
+    return frozenset(uuid for member in unit.spec.members for uuid in member.gpu_uuids)
+
+
+def devices_of(unit: Unit) -> tuple[Device, ...]:
+    """They, with the indices that people know them by."""
+    return tuple(
+        Device(uuid, index)
+        for member in unit.spec.members
+        for uuid, index in zip(member.gpu_uuids, member.gpus, strict=True)
+    )

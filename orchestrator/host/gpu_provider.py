@@ -16,6 +16,7 @@ import msgspec
 from orchestrator.host.gpu_links import Link
 from orchestrator.host.gpus import Gpu, Memory, Mute, Nvml, User
 from orchestrator.host.nvidia_smi import NvidiaSmi
+from orchestrator.host.xids import Ear
 
 VARIABLE = "DYNORCH_GPU_PROVIDER"
 
@@ -47,6 +48,9 @@ class Provider(Protocol):
 
     def minor(self, uuid: str) -> int | None:
         """Return the N of /dev/nvidiaN, if anybody knows it."""
+
+    def listen(self, uuids: frozenset[str]) -> Ear | None:
+        """Subscribe to the errors of these devices; None where nobody tells of them."""
 
     def close(self) -> None:
         """Nobody has a question for now."""
@@ -87,6 +91,10 @@ class Driver:
     def minor(self, uuid: str) -> int | None:
         """Return the N of /dev/nvidiaN, if anybody knows it."""
         return self._asked().minor(uuid)
+
+    def listen(self, uuids: frozenset[str]) -> Ear | None:
+        """Subscribe to the errors of these devices; only NVML tells of them."""
+        return self._nvml.listen(uuids)
 
     def close(self) -> None:
         """End NVML's session, if there is one."""
@@ -176,6 +184,9 @@ class Fake:
     def minor(self, uuid: str) -> int | None:  # noqa: ARG002 - no device file belongs to it
         """Return nothing: no device file belongs to it."""
         return None
+
+    def listen(self, uuids: frozenset[str]) -> None:
+        """Return nothing: a file has no errors."""
 
     def close(self) -> None:
         """Nothing is open."""

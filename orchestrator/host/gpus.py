@@ -16,8 +16,9 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.host import gpu_links
+from orchestrator.host import gpu_links, nvml_ear
 from orchestrator.host.gpu_links import Link
+from orchestrator.host.xids import Ear
 
 LOST = {6: "not found", 15: "GPU is lost", 16: "needs a reset", 999: "unknown error"}
 """Codes with which one device of a driver that works answers when it has fallen off the bus."""
@@ -153,6 +154,10 @@ class Nvml:
         except nvml.NVMLError as error:
             self.trouble = f"{uuid}: {error}"
             return None
+
+    def listen(self, uuids: Collection[str]) -> Ear | None:
+        """Subscribe to the errors of these devices, in a session of its own; for any thread."""
+        return nvml_ear.listen(uuids)
 
     def _count(self) -> int:
         try:

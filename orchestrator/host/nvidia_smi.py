@@ -91,6 +91,9 @@ class NvidiaSmi:
         found = re.search(r"Minor Number\s*:\s*([0-9]+)", self._ask("-q", *_only([uuid])))
         return int(found[1]) if found else None
 
+    def listen(self, uuids: Collection[str]) -> None:
+        """Return nothing: it tells of no errors when they happen."""
+
     def close(self) -> None:
         """Nothing is open."""
 

@@ -188,6 +188,25 @@ def test_memory_that_the_driver_keeps_delays_the_restart_and_a_lost_gpu_ends_it(
     assert dynorch.replica("other")["incarnation"] == 1
 
 
+def test_an_error_of_a_gpu_is_heard_when_it_happens(dynorch, driver):
+    dynorch("up", "-d", dynorch.file(PINNED))
+    other = dynorch.pid("other")
+    driver.more = ["xid GPU-1-stub 13"]
+    driver.write()
+    told = eventually(lambda: (text := dynorch("events").stdout) and "gpu-xid" in text and text, 30)
+    assert "GPU 1 (GPU-1-stub): Xid 13 (graphics engine exception" in told
+    driver.more += ["xid GPU-0-stub 79"]
+    driver.write()
+    failed = eventually(lambda: is_in(dynorch, "failed"), 30)
+    assert failed["cause"] == "gpu-lost"
+    said = "GPU 0 (GPU-0-stub) reports Xid 79 (the GPU has fallen off the bus)"
+    assert failed["reason"] == said
+    assert "gpu-quarantined" in dynorch("events").stdout
+    assert dynorch.pid("other") == other
+    dynorch("start", "pin/worker-0")
+    eventually(lambda: is_in(dynorch, "ready"), 30)
+
+
 def test_where_the_library_cannot_be_loaded_the_drivers_command_is_asked(dynorch):
     told = dynorch.root / "smi"
     free = "GPU-0-smi,H100,81920,300,Disabled\nGPU-1-smi,H100,81920,300,Disabled\n"

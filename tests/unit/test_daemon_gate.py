@@ -66,6 +66,9 @@ class Driver:
     def minor(self, uuid):
         return None
 
+    def listen(self, uuids):
+        return None
+
     def close(self) -> None:
         self.closed += 1
 
