@@ -224,29 +224,51 @@ class TestOthers:
         assert placed(text, engine="sim")
 
 
+PARTS = [0, 1, 2, 4, 0.5, 0.25]
+
+
 @given(
     st.lists(
-        st.tuples(st.integers(1, 3), st.sampled_from([0, 1, 2, 4, 0.5, 0.25])),
+        st.tuples(st.integers(1, 3), st.sampled_from([1, 1, 2]), st.sampled_from(PARTS)),
         min_size=1, max_size=5,
     ),
     st.integers(1, 8),
+    st.lists(st.tuples(st.integers(0, 7), st.sampled_from([0.5, 1.0])), max_size=3, unique_by=lambda
+             pair: pair[0]),
+    st.sets(st.integers(0, 7), max_size=2),
 )  # fmt: skip
-def test_never_oversold_and_never_by_halves(roles, count):
+def test_never_oversold_and_never_by_halves(roles, count, taken, strange):
     text = "".join(
-        f"[roles.r{i}]\nreplicas = {n}\ngpus = {gpus}\n" for i, (n, gpus) in enumerate(roles)
+        f"[roles.r{i}]\nreplicas = {n}\ndata-parallel = {ranks}\ngpus = {gpus}\n"
+        for i, (n, ranks, gpus) in enumerate(roles)
     )
     topology = parse(HEAD + text, "t.toml", {})
-    inventory = declared(f"{count}xL4")
-    found = place(topology, inventory)
-    assert found == place(topology, inventory)
+    machine = declared(f"{count}xL4")
+    gpus = tuple(
+        msgspec.structs.replace(gpu, held="x" if gpu.index in strange else "")
+        for gpu in machine.gpus
+    )
+    machine = msgspec.structs.replace(machine, gpus=gpus)
+    others = [
+        Holding(who="o/w-0.0", uuid=f"GPU-declared-{index}", share=share) for index, share in taken
+    ]
+    found = place(topology, machine, others=others)
+    assert found == place(topology, machine, others=others)
     if isinstance(found, list):
-        assert sum(n * gpus for n, gpus in roles) > 0
+        assert sum(n * ranks * gpus for n, ranks, gpus in roles) > 0
         return
-    shares = dict.fromkeys(range(count), 0.0)
+    shares = dict.fromkeys(range(count), 0.0) | dict(taken)
+    gangs: dict[ReplicaId, list[int]] = {}
     for each in found.placed:
         wanted = topology.roles[each.replica.role].gpus
         assert len(each.gpus) == (1 if isinstance(wanted, float) else wanted)
-        assert found.of(ReplicaId("t", each.replica.role, each.replica.replica), 0) == each
+        assert found.of(each.replica, each.member) == each
+        gangs.setdefault(each.replica, []).extend(gpu.index for gpu in each.gpus)
         for gpu in each.gpus:
             shares[gpu.index] += each.share
     assert all(share <= 1 for share in shares.values())
+    assert all(len(gang) == len(set(gang)) for gang in gangs.values())
+    again = place(topology, machine, others=others, has={
+        each.who: tuple(gpu.uuid for gpu in each.gpus) for each in found.placed
+    })  # fmt: skip
+    assert [each.gpus for each in again.placed] == [each.gpus for each in found.placed]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import typer
 
 from orchestrator.cli import files
 from orchestrator.core.declared import declared
@@ -230,6 +231,27 @@ def test_the_plan_of_every_shipped_topology_is_the_same_bytes_on_every_machine(p
     golden = GOLDEN / "plans" / f"{path.stem}.txt"
     files.plan(path, "auto", EIGHT, as_json=False)
     assert capsys.readouterr().out == golden.read_text()
+
+
+def test_a_file_declares_a_machine(tmp_path, capsys):
+    machine = tmp_path / "machine.toml"
+    gpu = 'name = "X"\ntotal_bytes = 85899345920\nnuma = 1\n'
+    machine.write_text(
+        f'[[gpus]]\nindex = 3\nuuid = "GPU-x"\n{gpu}'
+        "[[nodes]]\nindex = 0\ncores = [[0]]\n[[nodes]]\nindex = 1\ncores = [[1, 5], [2, 6]]\n"
+    )
+    files.plan(ROOT / "topologies/agg.toml", "auto", f"@{machine}", as_json=False)
+    said = capsys.readouterr().out
+    assert "gpu 3 (GPU-x): X, 80.0 GiB, NUMA node 1: agg/worker-0.0\n" in said
+    assert "  cpus     1-2,5-6 (NUMA node 1)\n" in said
+    for wrong, why in (
+        ("@/none", "No such file"),
+        (f"@{ROOT / 'Makefile'}", "declares no machine"),
+    ):
+        with pytest.raises(typer.Exit) as refused:
+            files.plan(ROOT / "topologies/agg.toml", "auto", wrong, as_json=False)
+        assert refused.value.exit_code == 2
+        assert f"--gpus: {why}" in (text := capsys.readouterr().err) or why in text
 
 
 def test_no_plan_is_kept_of_what_is_no_longer_shipped():
