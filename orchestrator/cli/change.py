@@ -9,10 +9,10 @@ import msgspec
 from orchestrator.cli.dirs import dirs
 from orchestrator.cli.files import engine_choice, planned, read
 from orchestrator.cli.follow import Follower
-from orchestrator.cli.lifecycle import checked, tell, up_arguments
+from orchestrator.cli.lifecycle import checked, importing, tell, up_arguments
 from orchestrator.cli.main import INVALID, NO_DAEMON, fail
 from orchestrator.daemon.absence import NoDaemonError
-from orchestrator.daemon.client import Client
+from orchestrator.daemon.client import LOOK_INTO_S, Client
 from orchestrator.views.changes_text import changes_text
 from orchestrator.wire.changes import Change, Changes
 
@@ -23,7 +23,7 @@ def difference(file: Path, engine: str, *, as_json: bool = False, ci: bool = Fal
     arguments = up_arguments(file, engine, ci=ci)
     with Client(dirs().run) as client:
         try:
-            reply = checked(client.call("difference", **arguments))
+            reply = checked(client.call("difference", LOOK_INTO_S, importing, **arguments))
             found = msgspec.convert(reply.data, Changes)
         except NoDaemonError:
             found = _all_new(file, engine)

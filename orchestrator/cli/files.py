@@ -89,7 +89,7 @@ def planned(topology: Topology, engine: str, gpus: str | None = None) -> "Plan":
     from orchestrator.host.gpu_provider import ProviderError
 
     try:
-        inventory = _declared(gpus) if gpus else _machine()
+        inventory = _declared(gpus) if gpus else _machine(topology)
     except ProviderError as error:
         fail(str(error), INVALID)
     except (ValueError, OSError) as error:
@@ -117,10 +117,10 @@ def _declared(text: str) -> Any:
     return declared.declared(text)
 
 
-def _machine() -> Any:
-    from orchestrator.daemon.machine import machine
+def _machine(topology: Topology) -> Any:
+    from orchestrator.daemon.machine import cpu_builds, machine
 
-    return machine()
+    return msgspec.structs.replace(machine(), cpu_pythons=cpu_builds(topology))
 
 
 def schema(output: Path | None) -> int:

@@ -16,7 +16,7 @@ from orchestrator.cli.follow import Follower, has_failed, moving, sigterm_interr
 from orchestrator.cli.logs import last_lines
 from orchestrator.cli.main import GIVEN_UP, INTERRUPTED, INVALID, NO_DAEMON, fail
 from orchestrator.daemon.absence import NoDaemonError
-from orchestrator.daemon.client import Client, Standby, call_or_start
+from orchestrator.daemon.client import LOOK_INTO_S, Client, Standby, call_or_start
 from orchestrator.views.banner import trouble, up_banner
 from orchestrator.views.changes_text import changes_text
 from orchestrator.views.event_line import event_brief
@@ -69,6 +69,7 @@ def up(
     topology = read(file, engine=engine_choice(engine))
     here = dirs(create=True)
     arguments = {**up_arguments(file, engine, ci=ci), "watch_pid": 0 if detach else os.getpid()}
+    arguments |= {"timeout_s": LOOK_INTO_S, "on_slow": importing}
     with Client(here.run) as client, sigterm_interrupts():
         reply = checked(
             call_or_start(client, here.run, here.state, "up", standby=standby, **arguments)
@@ -88,6 +89,11 @@ def up(
             if not here.leftovers([topology.name]):  # the daemon went with its last topology
                 fail(f"{topology.name} was taken down")
             fail(here.absence(), NO_DAEMON)
+
+
+def importing() -> None:
+    """Say what an answer is waited for."""
+    print("asking the engine about its flags; importing it takes a while", file=sys.stderr)
 
 
 def up_arguments(file: Path, engine: str, *, ci: bool = False) -> dict[str, Any]:

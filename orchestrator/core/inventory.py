@@ -64,11 +64,13 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     """All GPUs, by index, what connects them, and the NUMA nodes.
 
-    `cpu_engine`: the vLLM that is installed computes on the CPU.
+    `cpu_engine`: the vLLM that is installed computes on the CPU; `cpu_pythons`: other interpreters
+    where it does.
     """
 
     gpus: tuple[Gpu, ...] = ()
     cpu_engine: bool = False
+    cpu_pythons: tuple[str, ...] = ()
     links: tuple[Link, ...] = ()
     nodes: tuple[Node, ...] = ()
 

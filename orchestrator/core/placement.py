@@ -175,7 +175,8 @@ def _is_pinned(role: EngineRole, engine: Engine, inventory: Inventory) -> bool:
     """Say whether the workers of a role use GPUs at all."""
     if engine.name == "sim":
         return role.sim.pinned and bool(inventory.gpus)
-    return bool(inventory.gpus) or not inventory.cpu_engine
+    on_cpu = role.python in inventory.cpu_pythons if role.python else inventory.cpu_engine
+    return bool(inventory.gpus) or not on_cpu
 
 
 def _role_wish(

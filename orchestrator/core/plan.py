@@ -186,7 +186,7 @@ def _engine_worker(
         served_names=role.served_names,
         entry=ENTRIES[engine.name],
         argv=("vllm", *serve_argv(role.model, flags)) if engine.name == "vllm" else (),
-        python=role.python if engine.name == "vllm" else None,
+        python=role.python,
         env=additions(declared, gpu_uuids=uuids),
         gpus=tuple(gpu.index for gpu in placed.gpus),
         gpu_uuids=uuids,

@@ -55,6 +55,8 @@ VLLM_DEFAULTS = {
 """What a vLLM worker gets unless the topology says otherwise; the daemon's own values don't."""
 SIDE_CHANNEL = "side-channel"
 """The port at which prefill and decode workers tell each other where their KV cache lies."""
+OUR_PYTHON = frozenset({"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV"})
+"""What would lead another interpreter to our packages."""
 READY_TIMEOUT = "VLLM_ENGINE_READY_TIMEOUT_S"
 STEP_TIMEOUT = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"
 PLUGIN = "dynorch"
@@ -118,15 +120,16 @@ def worker_env(
     nonce: str,
     dirs: PrivateDirs,
     advice: Mapping[str, str] | None = None,
+    python: str = "",
 ) -> dict[str, str]:
     """Everything the worker's process starts with.
 
     `base`: the daemon's environment; `added`: from `additions`; `advice`: what holds unless one of
     them says otherwise; `nonce`: makes the tree's tag unique across machines' lives, so that a
-    leftover can be told from a namesake.
+    leftover can be told from a namesake; `python`: the interpreter, if it isn't ours.
     """
     env = {name: value for name, value in base.items() if _inherited(name, engine)}
-    env = {**(advice or {}), **env, **added}
+    env = {**(advice or {}), **_elsewhere(env, python), **added}
     if engine == "vllm":
         _share_caches(env)
         if "VLLM_PLUGINS" in env:
@@ -149,13 +152,15 @@ def port_env(engine: str, ports: Mapping[str, int], rank: int) -> dict[str, str]
     return {}
 
 
-def zygote_env(base: Mapping[str, str], profile: str) -> dict[str, str]:
+def zygote_env(base: Mapping[str, str], profile: str, python: str = "") -> dict[str, str]:
     """What a zygote runs with: some libraries read settings when they are imported.
 
-    `profile` is "vllm" or "bare". Each worker gets its own environment after the fork.
+    `profile` is "vllm", "sim" or "bare"; `python`: the interpreter, if it isn't ours. Each worker
+    gets its own environment after the fork.
     """
     engine = "vllm" if profile == "vllm" else ""
     env = {name: value for name, value in base.items() if _inherited(name, engine)}
+    env = _elsewhere(env, python)
     return env | VLLM_DEFAULTS | {"SPT_NOENV": "1"} if engine else env
 
 
@@ -182,6 +187,15 @@ def masked_argv(argv: Iterable[str]) -> tuple[str, ...]:
         shown.append(f"{flag}={HIDDEN}" if secret and equals else HIDDEN if hide else word)
         hide = secret and not equals
     return tuple(shown)
+
+
+def _elsewhere(env: dict[str, str], python: str) -> dict[str, str]:
+    """Take our interpreter's environment out, and let the other one's programs be found first."""
+    if not python:
+        return env
+    kept = {name: value for name, value in env.items() if name not in OUR_PYTHON}
+    folder = python.rpartition("/")[0]
+    return kept | {"PATH": f"{folder}:{kept['PATH']}" if kept.get("PATH") else folder}
 
 
 def _inherited(name: str, engine: str) -> bool:

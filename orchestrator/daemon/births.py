@@ -3,14 +3,28 @@
 The plan says what is the same in all its lives; ports, directories and endpoints are added here.
 """
 
+import sys
 from pathlib import Path
 
+from orchestrator.core.plan import PlannedWorker
 from orchestrator.daemon import port_desk
 from orchestrator.daemon.unit import Unit
 from orchestrator.host.notify import NAME as NOTIFY_NAME
 from orchestrator.host.rundir import RunDir
 from orchestrator.wire import config
 from orchestrator.wire.ids import LifeId
+
+
+def lineage(planned: PlannedWorker) -> tuple[str, str]:
+    """Say from which zygote a worker comes: the profile, and the interpreter if it isn't ours."""
+    if planned.python is not None:
+        return planned.engine, planned.python
+    return ("vllm" if planned.engine == "vllm" else "bare"), ""
+
+
+def path_of(planned: PlannedWorker) -> list[str]:
+    """What is put before the import path of a worker: nothing of ours in another interpreter."""
+    return [] if planned.python is not None else sys.path
 
 
 def worker_config(

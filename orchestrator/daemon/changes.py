@@ -21,9 +21,16 @@ from orchestrator.core.plan import Plan, build_plan
 from orchestrator.daemon import deployment
 from orchestrator.daemon.deployment import SCHEMA, Deployment, Kept, config, scaled
 from orchestrator.daemon.deployments import Deployments
-from orchestrator.daemon.machine import objections
+from orchestrator.daemon.machine import cpu_builds, objections
 from orchestrator.daemon.proposals import Proposal, propose
-from orchestrator.daemon.reading import FAILED, RefusedError, placed, read_text, topology_of
+from orchestrator.daemon.reading import (
+    FAILED,
+    INVALID,
+    RefusedError,
+    placed,
+    read_text,
+    topology_of,
+)
 from orchestrator.daemon.unit import Unit
 from orchestrator.topology.checks.processes import listeners
 from orchestrator.topology.complaints import Finding
@@ -32,6 +39,9 @@ from orchestrator.topology.schema import FRONTEND, Topology
 from orchestrator.wire.messages import Reply
 
 REPLICAS_MAX = 1000
+
+Objections = Callable[[Topology, Plan, str], Awaitable[list[str]]]
+"""What the engines' own environments say against a plan: see `Preflight`."""
 
 
 class Up(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,17 +65,23 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Changes:
-    """Answers them. `watch(found, pid)` looks after a foreground `up`; `machine` finds the GPUs."""
+    """Answers them.
+
+    `watch(found, pid)` looks after a foreground `up`; `machine` finds the GPUs; `preflight` asks
+    engines about their flags.
+    """
 
     def __init__(
         self,
         deployments: Deployments,
         watch: Callable[[Deployment, int], None],
         machine: Callable[[], Awaitable[Inventory]],
+        preflight: Objections,
     ) -> None:
         self._deployments = deployments
         self._watch = watch
         self._machine = machine
+        self._preflight = preflight
 
     async def up(self, args: dict[str, Any]) -> Reply:
         """Make a file what is wanted."""
@@ -110,7 +126,7 @@ class Changes:
             present.kept,
             scales=scales,
             unscaled={role: _replicas(asked, role) for role in scales},
-            inventory=await self._machine(),
+            inventory=await self._seen(asked),
         )
         changes = await self._change(present, kept, scaled(asked, scales))
         return _reply(present.name, True, changes)
@@ -131,25 +147,37 @@ class Changes:
 
     async def _candidate(self, up: Up) -> tuple[Kept, Topology]:
         text = await asyncio.to_thread(read_text, Path(up.file))
-        inventory = await self._machine()
         kept = Kept(
             schema=SCHEMA,
             file=up.file,
             text=text,
             variables=up.variables,
             engine=up.engine,
-            inventory=inventory,
+            inventory=Inventory(),
             gpu_timeout_s=up.gpu_timeout_s,
         )
-        return kept, topology_of(kept.source)
+        topology = topology_of(kept.source)
+        return structs.replace(kept, inventory=await self._seen(topology)), topology
+
+    async def _seen(self, topology: Topology) -> Inventory:
+        """The machine, and what the topology's other interpreters have."""
+        builds = await asyncio.to_thread(cpu_builds, topology)
+        return structs.replace(await self._machine(), cpu_pythons=builds)
 
     async def _fresh_plan(self, kept: Kept, topology: Topology) -> Plan:
         plan = self._planned(kept, topology)
-        wrong = await asyncio.to_thread(objections, topology, plan, topology.frontend.port)
+        await self._object(kept, topology, plan, topology.frontend.port)
+        return plan
+
+    async def _object(self, kept: Kept, topology: Topology, plan: Plan, port: int) -> None:
+        """Raise RefusedError with all that speaks against a plan. `port`: see `objections`."""
+        wrong = await asyncio.to_thread(objections, topology, plan, port)
         wrong += self._port_clash(topology)
         if wrong:
             raise RefusedError(FAILED, "\n".join(wrong))
-        return plan
+        wrong = await self._preflight(topology, plan, str(Path(kept.file).parent))
+        if wrong:
+            raise RefusedError(INVALID, "\n".join(wrong))
 
     def _planned(self, kept: Kept, topology: Topology) -> Plan:
         """Plan a topology beside all that are up. RefusedError when it can't be placed."""
@@ -211,10 +239,7 @@ class Changes:
         log_of = self._deployments.log_of
         proposal = propose(units, kept, topology, log_of, anew=not same, others=others)
         moved = topology.frontend.port if _listens(topology) != _listens(present.topology) else 0
-        wrong = await asyncio.to_thread(objections, topology, proposal.plan, moved)
-        wrong += self._port_clash(topology)
-        if wrong:
-            raise RefusedError(FAILED, "\n".join(wrong))
+        await self._object(kept, topology, proposal.plan, moved)
         if present.kept is not before or self._deployments.by_name.get(present.name) is not present:
             raise RefusedError(FAILED, f"{present.name} has just been changed; look, and try again")
         if self._deployments.holdings(topology.name) != others:

@@ -1,19 +1,23 @@
-"""Running an operator's check command: one short life of its own, below a shim.
+"""Running something short that answers a question: one life of its own, below a shim.
 
-So whatever the command forks is owned, bounded and ended like a worker's tree, by the same code:
-the shim kills it all when the time is up, also when there is no daemon any more. It has the
+That is an operator's check command, or an entry function that says what only its imports can. So
+whatever it forks is owned, bounded and ended like a worker's tree, by the same code: the shim kills
+it all when the time is up, also when there is no daemon any more. A check command has the
 environment and the directory of the process that it asks about, but isn't a part of its tree.
 """
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.core.diagnosis import describe_status, seconds
 from orchestrator.core.log_lines import last_line
+from orchestrator.core.plan import PlannedWorker
 from orchestrator.core.probe import Probe
 from orchestrator.core.worker_env import PrivateDirs, worker_env
+from orchestrator.daemon import births
 from orchestrator.daemon.unit import Unit
 from orchestrator.host.orphans import end_orphans
 from orchestrator.host.reaper import Reaper
@@ -26,17 +30,21 @@ from orchestrator.host.zygote_link import ZygoteError, ZygoteLink
 from orchestrator.wire.ids import LifeId
 
 OUTPUT_BYTES_MAX = 64 << 10
+ANSWER_ENV = "DYNORCH_ANSWER"
+"""Names the file that an entry function writes its answer into."""
+ANSWER_BYTES_MAX = 1 << 20
 CLOSE_S = 3.0
 
 
 class Check:
-    """One run of a command. `over` is set when nothing of it is left."""
+    """One run. `over` is set when nothing of it is left, `answer` what it has written."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.over: asyncio.Future[TreeEmpty] = asyncio.get_running_loop().create_future()
         self.link: ShimLink | None = None
         self.unwanted = False
+        self.answer = b""
 
     def abandon(self) -> None:
         """Nobody waits for it any more: kill it, now or as soon as it is born."""
@@ -49,10 +57,10 @@ class Checks:
     """All that run now, each until its tree is empty."""
 
     def __init__(
-        self, run_dir: RunDir, zygotes: Callable[[str], ZygoteLink], reaper: Reaper
+        self, run_dir: RunDir, zygote: Callable[[str], ZygoteLink], reaper: Reaper
     ) -> None:
         self._run_dir = run_dir
-        self._zygotes = zygotes
+        self._zygote = zygote
         self._reaper = reaper
         self._running: set[Check] = set()
 
@@ -61,19 +69,52 @@ class Checks:
         try:
             check = Check(self._run_dir.make_probe())
             spawn = self._spawn(unit, life, probe, check.directory)
-            born = self._zygotes("bare").spawn(spawn)
+            record = await self._run(check, self._zygote("bare"), spawn)
         except (OSError, ZygoteError) as error:
             return f"can't be run: {error}"
+        return _told(record, probe)
+
+    async def question(
+        self,
+        zygote: ZygoteLink,
+        entry: str,
+        blob: bytes,
+        *,
+        planned: PlannedWorker,
+        cwd: str,
+        limit_s: float,
+    ) -> bytes:
+        """Call an entry function in a fork of a zygote, in the environment of a worker to be.
+
+        Returns what it wrote into the file that `ANSWER_ENV` names; empty: nothing. ZygoteError,
+        OSError: it couldn't be called. Cancelled, it is killed.
+        """
+        check = Check(self._run_dir.make_probe())
+        where = str(check.directory)
+        life = LifeId.parse(f"{planned.id}#0")
+        nonce = make_nonce(self._run_dir.root, where)
+        env = worker_env(
+            os.environ, engine=planned.engine, added=planned.env, life=life, nonce=nonce,
+            dirs=PrivateDirs(tmp=where, rpc=where), python=planned.python or "",
+        )  # fmt: skip
+        spawn = Spawn(
+            life=str(life), nonce=nonce, directory=where, env=env | {ANSWER_ENV: f"{where}/answer"},
+            entry=entry, blob=blob, path=births.path_of(planned), log_path=f"{where}/log",
+            log_max_bytes=OUTPUT_BYTES_MAX, log_backups=0, cwd=cwd, linger_s=0.0,
+            lifetime_s=limit_s,
+        )  # fmt: skip
+        await self._run(check, zygote, spawn)
+        return check.answer
+
+    async def _run(self, check: Check, zygote: ZygoteLink, spawn: Spawn) -> TreeEmpty:
+        born = zygote.spawn(spawn)
         self._running.add(check)
         born.add_done_callback(lambda done: self._born(check, done))
         try:
-            record = await asyncio.shield(check.over)
-        except ZygoteError as error:
-            return f"can't be run: {error}"
+            return await asyncio.shield(check.over)
         except asyncio.CancelledError:
             check.abandon()
             raise
-        return _told(record, probe)
 
     def _spawn(self, unit: Unit, life: LifeId, probe: Probe, directory: Path) -> Spawn:
         planned = unit.spec.members[life.member]
@@ -108,6 +149,8 @@ class Checks:
 
     def _end(self, check: Check, what: TreeEmpty | ZygoteError) -> None:
         self._running.discard(check)
+        with contextlib.suppress(OSError), (check.directory / "answer").open("rb") as answer:
+            check.answer = answer.read(ANSWER_BYTES_MAX)
         self._run_dir.remove_probe(check.directory)
         if check.over.done():
             return

@@ -10,7 +10,7 @@ import os
 import select
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -30,6 +30,9 @@ LOG_BYTES_MAX = 1 << 20
 
 START_S = 30.0
 ANSWER_S = 10.0
+LOOK_INTO_S = 900.0
+"""Answers for which a file is looked into: an engine may have to be imported first."""
+SLOW_S = 2.0
 GLANCE_S = 0.5
 """While waiting for an answer, see this often whether there is still somebody to give it."""
 
@@ -75,8 +78,14 @@ class Client:
     ) -> None:
         self._context.destroy(linger=0)
 
-    def call(self, name: str, timeout_s: float = ANSWER_S, **args: Any) -> messages.Reply:
-        """Ask one verb and wait for its answer.
+    def call(
+        self,
+        name: str,
+        timeout_s: float = ANSWER_S,
+        on_slow: Callable[[], None] | None = None,
+        **args: Any,
+    ) -> messages.Reply:
+        """Ask one verb and wait for its answer; `on_slow` is called once when that takes a while.
 
         Raises NoDaemonError, or DaemonSilentError after `timeout_s` seconds.
         """
@@ -85,7 +94,7 @@ class Client:
         try:
             socket.connect(f"ipc://{self._run_dir}/control.sock")
             socket.send(messages.encode(messages.Verb(name, args)))
-            if not self._hears(socket, pid, timeout_s):
+            if not self._hears(socket, pid, timeout_s, on_slow):
                 raise DaemonSilentError(
                     f"the daemon (pid {pid}) did not answer `{name}` within {timeout_s:g} s"
                 )
@@ -93,15 +102,24 @@ class Client:
         finally:
             socket.close()
 
-    def _hears(self, socket: zmq.Socket[bytes], pid: int, timeout_s: float) -> bool:
+    def _hears(
+        self,
+        socket: zmq.Socket[bytes],
+        pid: int,
+        timeout_s: float,
+        on_slow: Callable[[], None] | None,
+    ) -> bool:
         """Wait for an answer; NoDaemonError as soon as there is nobody to give one."""
         poller = zmq.Poller()
         poller.register(socket, zmq.POLLIN)
         with _death_of(pid) as death:
             if death is not None:
                 poller.register(death, zmq.POLLIN)
-            deadline = time.monotonic() + timeout_s
-            while time.monotonic() <= deadline:
+            began = time.monotonic()
+            while time.monotonic() <= began + timeout_s:
+                if on_slow is not None and time.monotonic() > began + SLOW_S:
+                    on_slow()
+                    on_slow = None
                 news = dict(poller.poll(round(GLANCE_S * 1000)))
                 gone = death in news or daemon_pid(self._run_dir) != pid
                 if socket in news or socket.poll(0):  # be it its last words
@@ -268,7 +286,10 @@ def call_or_start(
     standby: Standby | None = None,
     **args: Any,
 ) -> messages.Reply:
-    """Ask a verb of the daemon, starting one first if there is none: `standby`, if that is well."""
+    """Ask a verb of the daemon, starting one first if there is none: `standby`, if that is well.
+
+    `args`: see `Client.call`.
+    """
     try:
         return client.call(name, **args)
     except NoDaemonError:

@@ -10,7 +10,6 @@ zygote. It is kept, one of each kind, and given as soon as the shim answers.
 
 import asyncio
 import os
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from orchestrator.core.adopt import Alive, Ended, Found, Nothing
 from orchestrator.core.excerpt import excerpt
 from orchestrator.core.plan import PlannedWorker
 from orchestrator.core.worker_env import PrivateDirs, port_env, worker_env
-from orchestrator.daemon.births import notify_env, worker_config
+from orchestrator.daemon.births import lineage, notify_env, path_of, worker_config
 from orchestrator.daemon.port_desk import PortDesk
 from orchestrator.daemon.unit import Heard, Unit, foreign
 from orchestrator.host import cgroup, records
@@ -80,7 +79,7 @@ class Launcher:
     def __init__(
         self,
         run_dir: RunDir,
-        zygotes: Callable[[str], ZygoteLink],
+        zygotes: Callable[[str, str], ZygoteLink],
         reaper: Reaper,
         orders: Orders,
         post: Post,
@@ -127,7 +126,7 @@ class Launcher:
         here = self.lives[life] = Life(unit, life, directory)
         try:
             request = self._request(unit, life, planned, directory, log)
-            zygote = self._zygotes("vllm" if planned.engine == "vllm" else "bare")
+            zygote = self._zygotes(*lineage(planned))
         except (NoPortError, ZygoteError) as error:
             self._forget(here)
             self._run_dir.remove_life(directory)
@@ -150,12 +149,12 @@ class Launcher:
         env = worker_env(
             self._environ, engine=planned.engine, life=life, nonce=nonce, dirs=dirs,
             added=planned.env | port_env(planned.engine, ports, planned.member),
-            advice=planned.cpu_env,
+            advice=planned.cpu_env, python=planned.python or "",
         )  # fmt: skip
         policy = unit.spec.policy
         blob = worker_config(self._run_dir, unit, life, directory, ports)
         spawn = {"argv": list(planned.argv)} if not planned.entry else {
-            "entry": planned.entry, "blob": blob, "path": sys.path,
+            "entry": planned.entry, "blob": blob, "path": path_of(planned),
         }  # fmt: skip
         group = self._group(unit.spec.tree, directory, nonce)
         return Spawn(

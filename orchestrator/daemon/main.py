@@ -42,6 +42,7 @@ from orchestrator.daemon.machine import machine
 from orchestrator.daemon.notices import Notices
 from orchestrator.daemon.nursery import Nursery
 from orchestrator.daemon.port_desk import PortDesk
+from orchestrator.daemon.preflight import Preflight
 from orchestrator.daemon.prober import Prober
 from orchestrator.daemon.publisher import Publisher
 from orchestrator.daemon.reading import FAILED, RefusedError
@@ -105,7 +106,7 @@ class Daemon:
         self._systemd = Systemd(os.environ, self._headline)
         self._context: Context = zmq.Context()
         self._reaper = Reaper()
-        self._nursery = Nursery(run_dir, state_dir, self._reaper)
+        self._nursery = Nursery(run_dir, state_dir, self._reaper, self._preloaded)
         self._publisher = Publisher(
             self._context, f"ipc://{run_dir.events}", Journal(state_dir.journal)
         )
@@ -141,8 +142,9 @@ class Daemon:
         )  # fmt: skip
         self._failures = Failures(state_dir.failures, self._gate.memory, self._not_saved)
         self._verbs = Verbs(
-            self._supervisor, self._deployments, self.status, self._watch, self._machine
-        )
+            self._supervisor, self._deployments, self.status, self._watch, self._machine,
+            preflight=Preflight(self._nursery.zygote, self._checks).complaints,
+        )  # fmt: skip
 
     # The knots: these need somebody who is made later.
 
@@ -159,6 +161,9 @@ class Daemon:
 
     def _wanted_ports(self) -> set[int]:
         return {port for found in self._deployments.by_name.values() for port in found.ports}
+
+    def _preloaded(self, detail: dict[str, str]) -> None:
+        self._publisher.event("daemon", "preloaded", detail=detail)
 
     def _moved(self, life: LifeId, reason: str, detail: dict[str, str]) -> None:
         self._publisher.event(life, "port-moved", reason=reason, detail=detail)

@@ -2,7 +2,8 @@
 
 The bare one starts with the daemon. The other starts as soon as a topology needs it, beside
 validation and placement, because its imports take ten seconds and more; then it is kept, since the
-imports it holds are what makes a restart quick. Zygotes of a daemon that died are ended before
+imports it holds are what makes a restart quick. Each other interpreter that a topology names has a
+zygote of its own, for each engine that it runs. Zygotes of a daemon that died are ended before
 anything else is looked at: a spawn that was on its way must not slip in behind the scan.
 """
 
@@ -10,6 +11,9 @@ import asyncio
 import contextlib
 import os
 import sys
+import zlib
+from collections.abc import Callable
+from functools import partial
 
 from orchestrator.core.worker_env import zygote_env
 from orchestrator.host import cgroup, fault_points
@@ -17,18 +21,29 @@ from orchestrator.host.reaper import Reaper
 from orchestrator.host.rundir import RunDir, StateDir
 from orchestrator.host.zygote_link import ZygoteError, ZygoteLink
 
-PRELOADS = {"bare": "", "vllm": "workers.vllm.preload:preload"}
+PRELOADS = {
+    "bare": "",
+    "sim": "workers.runtime.interpreter:sim",
+    "vllm": "workers.vllm.preload:preload",
+}
 CLOSE_S = 2.0
 
 
 class Nursery:
-    """Zygotes by profile."""
+    """Zygotes by profile and interpreter; `tell` is told of each that is ready, with details."""
 
-    def __init__(self, run_dir: RunDir, state_dir: StateDir, reaper: Reaper) -> None:
+    def __init__(
+        self,
+        run_dir: RunDir,
+        state_dir: StateDir,
+        reaper: Reaper,
+        tell: Callable[[dict[str, str]], None] = lambda _: None,
+    ) -> None:
         self._run_dir = run_dir
         self._state_dir = state_dir
         self._reaper = reaper
-        self._links: dict[str, ZygoteLink] = {}
+        self._tell = tell
+        self._links: dict[tuple[str, str], ZygoteLink] = {}
 
     async def end_old(self) -> None:
         """End what earlier daemons started; ZygoteError names one that won't go."""
@@ -37,19 +52,32 @@ class Nursery:
             pids = ", ".join(str(zygote.pid) for zygote in stubborn)
             raise ZygoteError(f"a zygote of an earlier daemon can't be killed: pid {pids}")
 
-    def zygote(self, profile: str) -> ZygoteLink:
-        """The zygote of this profile, started now if it wasn't."""
-        link = self._links.get(profile)
+    def zygote(self, profile: str, python: str = "") -> ZygoteLink:
+        """The zygote of this profile, started now if it wasn't.
+
+        `python`: another interpreter than ours. ZygoteError when it can't even be executed.
+        """
+        link = self._links.get((profile, python))
         if link is None:
-            log = self._state_dir.zygote_log(profile)
+            log = self._state_dir.zygote_log(profile + (f"-{digest(python)}" if python else ""))
             link = ZygoteLink(self._reaper, self._run_dir.record_zygote, log)
-            env = zygote_env(os.environ, profile) | fault_points.passed_on()
-            link.start(
-                profile, sys.executable, env, [str(self._run_dir.code)], PRELOADS[profile],
-                home=cgroup.home() if profile == "bare" else "",
-            )  # fmt: skip
-            self._links[profile] = link
+            env = zygote_env(os.environ, profile, python) | fault_points.passed_on()
+            command, path = python or sys.executable, [str(self._run_dir.code)]
+            home = cgroup.home() if profile == "bare" else ""
+            link.start(profile, command, env, path, PRELOADS[profile], home=home)
+            self._links[profile, python] = link
+            if PRELOADS[profile]:
+                told = partial(self._told, profile, command, link)
+                link.until_ready().add_done_callback(told)
         return link
+
+    def _told(
+        self, profile: str, command: str, link: ZygoteLink, done: "asyncio.Future[None]"
+    ) -> None:
+        """Say what was found; that nothing was is said by whoever needs it."""
+        if not done.cancelled() and done.exception() is None:
+            took = f"{link.preload_s:.1f} s"
+            self._tell({"interpreter": command, "engine": profile, "took": took, **link.versions})
 
     async def close(self) -> None:
         """Let them end, and wait a moment until they have: nothing may be left."""
@@ -59,6 +87,11 @@ class Nursery:
         await asyncio.gather(*(_gone(pid) for pid in pids))
         with contextlib.suppress(OSError):  # else the next daemon forgets them
             self._run_dir.forget_dead_zygotes()
+
+
+def digest(python: str) -> str:
+    """A short name for an interpreter's path."""
+    return f"{zlib.crc32(python.encode()):08x}"
 
 
 async def _gone(pid: int) -> None:

@@ -13,7 +13,7 @@ import msgspec
 
 from orchestrator.core import events
 from orchestrator.core.inventory import Inventory
-from orchestrator.daemon.changes import Changes
+from orchestrator.daemon.changes import Changes, Objections
 from orchestrator.daemon.deployment import Deployment
 from orchestrator.daemon.deployments import Deployments
 from orchestrator.daemon.reading import FAILED, INVALID, RefusedError
@@ -56,11 +56,13 @@ class Verbs:
         status: Callable[[], dict[str, Any]],
         watch: Callable[[Deployment, int], None],
         machine: Callable[[], Awaitable[Inventory]],
+        *,
+        preflight: Objections,
     ) -> None:
         self._supervisor = supervisor
         self._deployments = deployments
         self._snapshot = status
-        self._changes = Changes(deployments, watch, machine)
+        self._changes = Changes(deployments, watch, machine, preflight)
         self._by_name: dict[str, Callable[[dict[str, Any]], Awaitable[Reply]]] = {
             "up": self._changes.up,
             "difference": self._changes.difference,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrator.host import records
+from orchestrator.host import code_path, records
 from orchestrator.host.identity import Identity
 from orchestrator.wire.ids import LifeId, ReplicaId
 
@@ -130,7 +130,7 @@ class RunDir:
         ):
             _make_private(folder)
         try:
-            self._link_code()
+            code_path.link(self.code)
         except OSError as error:
             raise DirectoryError(f"cannot write to {self.root}: {error.strerror}") from error
 
@@ -238,19 +238,6 @@ class RunDir:
             with contextlib.suppress(OSError, msgspec.MsgspecError):
                 found.append((path, msgspec.json.decode(path.read_bytes(), type=Identity)))
         return found
-
-    def _link_code(self) -> None:
-        """Make `code` an import path with our two packages alone.
-
-        A foreign interpreter gets it in front of its own path. The directory that we were
-        imported from wouldn't do: it may be our whole site-packages, built for another Python.
-        """
-        source = Path(__file__).resolve().parents[2]
-        for package in ("orchestrator", "workers"):
-            link = self.code / package
-            if not link.is_symlink() or link.readlink() != source / package:
-                link.unlink(missing_ok=True)
-                link.symlink_to(source / package)
 
 
 def _remove(directory: Path) -> None:

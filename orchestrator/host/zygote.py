@@ -65,8 +65,7 @@ def serve(daemon: socket.socket, profile: str, preload: str, home: str) -> Born 
     """Fork a shim per request. Returns None when the daemon is gone, and in each shim its work."""
     title.locate()
     began = time.monotonic()
-    if preload:
-        _preload(preload, daemon)
+    versions = _preload(preload, daemon) if preload else {}
     # After the imports: `setproctitle`, by which vLLM names its processes, must once have found
     # the command line as the kernel made it.
     title.set_title(f"dynorch: zygote {profile}")
@@ -87,7 +86,8 @@ def serve(daemon: socket.socket, profile: str, preload: str, home: str) -> Born 
     gc.freeze()
     version = ".".join(map(str, sys.version_info[:3]))
     took = time.monotonic() - began
-    daemon.sendall(framing.pack({"hello": os.getpid(), "python": version, "preload_s": took}))
+    versions = {"python": version, **versions}
+    daemon.sendall(framing.pack({"hello": os.getpid(), "versions": versions, "preload_s": took}))
     while True:
         done, done_end = os.pipe()
         try:
@@ -211,12 +211,14 @@ def _rehearse() -> None:
         poll.poll(0)
 
 
-def _preload(name: str, daemon: socket.socket) -> None:
+def _preload(name: str, daemon: socket.socket) -> dict[str, str]:
+    """Make the imports; returns the versions of what they found."""
     module, _, function = name.partition(":")
     try:
         __import__(module)
-        getattr(sys.modules[module], function)()
+        return getattr(sys.modules[module], function)() or {}
     except (ImportError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        text = f"{name}: {type(error).__name__}: {error}"
+        said = type(error) is RuntimeError  # in words, and for people
+        text = str(error) if said else f"{name}: {type(error).__name__}: {error}"
         daemon.sendall(framing.pack({"failed": text[:2000]}))
         raise

@@ -29,10 +29,19 @@ PRELOAD_S = 600.0
 ANSWER_S = 30.0
 """What a zygote gets for one shim, once it has made its imports."""
 
-CODE = (
-    "import sys; sys.path[:] = {path!r} + [p for p in sys.path if p];"
-    "from orchestrator.host.zygote import main; main()"
-)
+CODE = """import sys
+if sys.version_info < (3, 11):
+    import marshal, os
+    text = "%s is Python %d.%d, and workers need 3.11 or newer"
+    text %= (sys.executable, sys.version_info[0], sys.version_info[1])
+    body = marshal.dumps({{"failed": text}}, 2)
+    os.write(3, len(body).to_bytes(4, "big") + body)
+    sys.exit(1)
+sys.path[:] = {path!r} + [p for p in sys.path if p]
+from orchestrator.host.zygote import main
+main()
+"""
+"""An interpreter that is too old to read the rest says so, as `framing` would."""
 BARE_FLAGS = ("-I", "-S", "-X", "utf8")
 FULL_FLAGS = ("-X", "utf8")
 
@@ -62,6 +71,8 @@ class ZygoteLink:
         self._pending: deque[tuple[int, asyncio.Future[int]]] = deque()
         self._serial = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._waiting: list[asyncio.Future[None]] = []
+        self.versions: dict[str, str] = {}
         self.pid = 0
         self.ready = False
         self.preload_s = 0.0
@@ -142,6 +153,25 @@ class ZygoteLink:
             self._arm(ANSWER_S)
         return answer
 
+    def until_ready(self) -> asyncio.Future[None]:
+        """Return a future that is done when its imports are made, or fails with a ZygoteError.
+
+        One that died is started again for that.
+        """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        try:
+            if self._socket is None:
+                assert self._command is not None, "never started"
+                self.start(*self._command, home=self._home)
+        except ZygoteError as error:
+            done.set_exception(error)
+            return done
+        if self.ready:
+            done.set_result(None)
+        else:
+            self._waiting.append(done)
+        return done
+
     def close(self) -> None:
         """Let it go: it ends when its socket closes. What was asked for fails."""
         self._hear_last()
@@ -216,9 +246,11 @@ class ZygoteLink:
 
     def _take(self, message: dict[str, object]) -> None:
         match message:
-            case {"hello": _, "preload_s": float() as preload_s}:
+            case {"hello": _, "versions": dict() as versions, "preload_s": float() as preload_s}:
                 self.ready = True
                 self.preload_s = preload_s
+                self.versions = versions
+                self._settle(None)
             case {"failed": str() as text}:
                 self._fail(f"the zygote could not get ready: {text}")
                 self._disconnect()
@@ -265,7 +297,19 @@ class ZygoteLink:
         self._fail(f"the zygote didn't answer within {within_s:g} s and was killed{self._where()}")
         self._disconnect()
 
+    def _settle(self, error: ZygoteError | None) -> None:
+        """Tell those who wait for the imports."""
+        for done in self._waiting:
+            if done.done():
+                continue
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
+        self._waiting.clear()
+
     def _fail(self, why: str) -> None:
+        self._settle(ZygoteError(why))
         while self._pending:
             _, answer = self._pending.popleft()
             if not answer.done():

@@ -26,19 +26,7 @@ def _routing(topology: Topology) -> Iterator[Path]:
         yield ("frontend", "routing")
 
 
-def _interpreters(topology: Topology) -> Iterator[Path]:
-    if topology.python is not None:
-        yield ("python",)
-        return
-    for name, role in topology.roles.items():
-        if role.python is not None:
-            yield ("roles", name, "python")
-
-
-ROWS = (
-    Row("KV routing", _routing, 'write routing = "prefix"'),
-    Row("workers in another interpreter", _interpreters, "install vLLM beside dynorch"),
-)
+ROWS = (Row("KV routing", _routing, 'write routing = "prefix"'),)
 
 
 def not_built(topology: Topology) -> list[Complaint]:

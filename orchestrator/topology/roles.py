@@ -19,7 +19,10 @@ from orchestrator.topology.units import Duration, Size
 Kind = Literal["aggregated", "prefill", "decode"]
 EngineChoice = Literal["auto", "vllm", "sim"]
 
-PYTHON_DESCRIPTION = "Interpreter whose environment has vLLM; ours need not."
+PYTHON_DESCRIPTION = (
+    "Interpreter that the workers run in; its environment has the engine, and ours need not. Only "
+    "the code of our workers is added to what can be imported there."
+)
 
 
 class Fault(Table):

@@ -1,6 +1,7 @@
 """When a daemon ends, when it doesn't, and what it makes of its own bugs and of full disks."""
 
 import asyncio
+import sys
 
 import pytest
 
@@ -173,12 +174,18 @@ def done(monkeypatch):
 
     class Link:
         pid = 0
+        preload_s = 2.0
 
         def __init__(self, *_) -> None:
-            pass
+            self.versions = {"python": "3.11.9"}
 
-        def start(self, profile, *_, home) -> None:
-            seen.append(profile)
+        def start(self, profile, python, *_, home) -> None:
+            seen.append(profile if python == sys.executable else f"{profile} {python}")
+
+        def until_ready(self):
+            ready = asyncio.get_running_loop().create_future()
+            ready.set_result(None)
+            return ready
 
         def close(self) -> None:
             seen.append("closed")
@@ -188,10 +195,18 @@ def done(monkeypatch):
 
 
 def test_each_profile_has_one_zygote(stage, done):
-    nursery = Nursery(stage.run_dir, stage.state_dir, None)
-    assert nursery.zygote("bare") is nursery.zygote("bare")
-    assert nursery.zygote("vllm") is not nursery.zygote("bare")
-    assert done == ["bare", "vllm"]
+    told: list[dict[str, str]] = []
+    nursery = Nursery(stage.run_dir, stage.state_dir, None, told.append)
+
+    def zygote(*args):
+        return stage.call(nursery.zygote, *args)
+
+    assert zygote("bare") is zygote("bare")
+    assert zygote("vllm") is not zygote("bare")
+    assert zygote("vllm", "/v/python") is zygote("vllm", "/v/python") is not zygote("vllm")
+    assert done == ["bare", "vllm", "vllm /v/python"]
+    found = {"engine": "vllm", "took": "2.0 s", "python": "3.11.9"}
+    assert told == [{"interpreter": sys.executable} | found, {"interpreter": "/v/python"} | found]
 
 
 def test_a_zygote_that_has_died_before_is_not_waited_for(stage, done):

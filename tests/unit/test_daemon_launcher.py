@@ -3,9 +3,12 @@
 import asyncio
 import os
 import socket
+import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from msgspec import structs
 
 from orchestrator.core import actions as a
 from orchestrator.core import events as e
@@ -50,8 +53,8 @@ class Yard:
             on_said=lambda *said: self.said.append(said),
         )  # fmt: skip
 
-    def zygotes(self, profile):
-        self.profiles.append(profile)
+    def zygotes(self, profile, python):
+        self.profiles.append((profile, python))
         if self.no_zygote:
             raise self.no_zygote
         return self.zygote
@@ -90,7 +93,26 @@ def test_an_engine_is_spawned_from_its_entry_with_its_config_as_blob(yard):
     assert (worker.life, worker.kind, worker.model) == (request.life, "aggregated", "m")
     assert worker.plane == f"ipc://{request.directory}/p"
     assert request.env["TMPDIR"] == f"{request.directory}/t"
-    assert yard.profiles == ["bare"]
+    assert yard.profiles == [("bare", "")]
+    assert request.path == sys.path
+
+
+@pytest.mark.parametrize(
+    ("engine", "python", "profile"),
+    [("vllm", None, ("vllm", "")), ("vllm", "/v/python", ("vllm", "/v/python")),
+     ("sim", "/v/python", ("sim", "/v/python"))],
+)  # fmt: skip
+def test_each_engine_and_interpreter_has_its_zygote(yard, engine, python, profile):
+    yard.launcher._environ["PYTHONPATH"] = "/ours"
+    unit = yard.stage.unit("agg/worker-0")
+    (planned,) = unit.spec.members
+    planned = structs.replace(planned, engine=engine, python=python)
+    unit.spec = replace(unit.spec, members=(planned,))
+    yard.perform("agg/worker-0", a.Spawn(0, 1))
+    assert yard.profiles == [profile]
+    assert yard.request.path == ([] if python else sys.path), "nothing of our environment"
+    assert ("PYTHONPATH" in yard.request.env) is (python is None)
+    assert yard.request.env["PATH"].startswith("/v:") is (python is not None)
 
 
 def test_a_gang_has_one_port_and_its_next_life_another(yard):

@@ -25,9 +25,15 @@ class Desk:
     def __init__(self, stage, folder) -> None:
         self.stage, self.folder = stage, folder
         self.watched: list[tuple[str, int]] = []
+        self.objections: list[str] = []
         self.verbs = module.Verbs(
-            stage.supervisor, stage.deployments, lambda: {"daemon": {}}, self.watch, self.machine
-        )
+            stage.supervisor, stage.deployments, lambda: {"daemon": {}}, self.watch, self.machine,
+            preflight=self.preflight,
+        )  # fmt: skip
+
+    async def preflight(self, _topology, _plan, cwd) -> list[str]:
+        assert cwd == str(self.folder)
+        return self.objections
 
     async def machine(self) -> Inventory:
         return Inventory()
@@ -50,6 +56,18 @@ class Desk:
 def desk(stage, tmp_path, monkeypatch):
     monkeypatch.setattr(changes, "objections", lambda *_: [])
     return Desk(stage, tmp_path)
+
+
+def test_what_an_engine_objects_to_is_no_topology(desk):
+    desk.objections = ["t.toml:3: roles.w.vllm.x: no", "t.toml:4: roles.w.vllm.y: no"]
+    reply = desk.up(AGG)
+    assert (reply.code, reply.text) == (2, "\n".join(desk.objections))
+    assert desk.stage.ordered() == []
+    desk.objections = []
+    desk.up(AGG)
+    desk.objections = ["no"]
+    assert desk.up(AGG.replace("replicas = 2", "replicas = 3")).code == 2
+    assert desk("difference", file=str(desk.folder / "t.toml"), engine="sim").code == 2
 
 
 def test_up_starts_it_and_says_its_name(desk):

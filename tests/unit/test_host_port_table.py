@@ -213,6 +213,7 @@ def test_ports_that_topologies_name_are_left_alone(tables):
 
 
 def test_the_next_daemon_knows_what_is_taken_and_what_rests(tables):
+    tables.widen(8)
     table = tables.make()
     kept, gone, rested = table.take("a#1"), table.take("b#1"), table.take("c#1")
     table.release("c#1")

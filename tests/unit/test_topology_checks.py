@@ -46,6 +46,8 @@ def grouped(members: str, more: str = "", strategy: str = "rest-for-one") -> str
         (role("env = { VLLM_NIXL_SIDE_CHANNEL_PORT = '5600' }"), "has its own, from the port"),
         ("env = { VLLM_PORT = '30000' }\n" + role(""), "3: env.VLLM_PORT: not a variable to set"),
         (role("env = { 'a b' = '1' }"), "this is no name for a variable"),
+        (role("python = 'bin/python'"), 'roles.w.python: "bin/python" depends on where one stan'),
+        ("python = '~/v/bin/python'\n" + role(""), '3: python: "~/v/bin/python" depends on'),
         # groups
         (grouped('["a", "x"]'), 'groups.g.members[1]: nothing is called "x"; there are: a, b, c'),
         (grouped('["a", "frontend"]'), "the frontend belongs to no group; leave it out"),

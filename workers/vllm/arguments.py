@@ -7,6 +7,7 @@ loader has refused them.
 """
 
 import argparse
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -62,6 +63,12 @@ def argv(model: str, served_names: Sequence[str], options: Mapping[str, Any]) ->
     return words
 
 
+def known_flags() -> list[str]:
+    """Name all that vLLM's parser knows, without dashes."""
+    words = _parser()._option_string_actions  # noqa: SLF001 - there is no public list
+    return sorted(word[2:] for word in words if word.startswith("--"))
+
+
 def first_line(error: BaseException) -> str:
     """Reduce an exception to one line; a pydantic error, to its first complaint."""
     complaints = getattr(error, "errors", None)
@@ -78,10 +85,15 @@ def _one_line(text: str) -> str:
     return " ".join(said.split())[:LINE_MAX]
 
 
+@functools.cache
+def _parser() -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = make_arg_parser(_Parser(prog="vllm serve"))
+    return parser
+
+
 def _parse(words: list[str]) -> argparse.Namespace:
-    parser = make_arg_parser(_Parser(prog="vllm serve"))
     try:
-        args: argparse.Namespace = parser.parse_args(words)
+        args: argparse.Namespace = _parser().parse_args(words)
     except SystemExit as error:
         raise EngineConfigError(f"`{' '.join(words)}` asks for help, not for an engine") from error
     except (TypeError, ValueError) as error:

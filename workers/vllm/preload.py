@@ -20,6 +20,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from workers.runtime import interpreter
+
 log = logging.getLogger("dynorch.preload")
 
 IMPORT_TIME_ENV = (
@@ -140,13 +142,15 @@ preloaded_env: dict[str, str | None] | None = None
 """`IMPORT_TIME_ENV` as it was during the imports; None where nothing was preloaded."""
 
 
-def preload() -> None:
-    """Import everything a worker needs.
+def preload() -> dict[str, str]:
+    """Import everything a worker needs; returns the versions of what this environment has.
 
-    ImportError if there is no usable vLLM; RuntimeError if the image can't be forked.
+    RuntimeError if something is missing or too old, or the image can't be forked; ImportError if
+    this vLLM can't be used.
     """
     global preloaded_env  # noqa: PLW0603
     assert preloaded_env is None, "preload is called once"
+    versions = interpreter.require("vllm")
     preloaded_env = {name: os.environ.get(name) for name in IMPORT_TIME_ENV}
     for name, value in {**FORK_ENV, **CPU_ENV}.items():
         os.environ.setdefault(name, value)
@@ -160,6 +164,7 @@ def preload() -> None:
     if missing:
         log.info("not preloaded, so imported in each start: %s", ", ".join(missing))
     _check_forkable()
+    return versions
 
 
 def adopt_environment() -> list[str]:

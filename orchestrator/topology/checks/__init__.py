@@ -18,6 +18,7 @@ AS_WRITTEN: tuple[Check, ...] = (
     names.are_unique,
     names.something_runs,
     names.environment,
+    names.interpreters,
     processes.probes,
     processes.oneshots,
     processes.drains,

@@ -71,3 +71,13 @@ def environment(topology: Topology) -> Iterator[Finding]:
             elif "\0" in value:
                 right = "leave the NUL character out"
                 yield Finding((*path, name), "no environment can hold this value", right)
+
+
+def interpreters(topology: Topology) -> Iterator[Finding]:
+    """An interpreter is a program in one place, not what some PATH finds."""
+    named: list[tuple[Path, str | None]] = [(("python",), topology.python)]
+    named += [(("roles", name, "python"), role.python) for name, role in topology.roles.items()]
+    for path, python in named:
+        if python is not None and not python.startswith("/"):
+            wrong = f'"{python}" depends on where one stands'
+            yield Finding(path, wrong, "write all of its path, like /opt/vllm/bin/python")
