@@ -120,7 +120,7 @@ ROWS = (
     # ---- ports and meeting -------------------------------------------------------------------
     row("18", Cause.PORT_IN_USE, ANY, ("ZMQError: Address already in use ... tcp://",),
         "NIXL's port is taken[: {at}], and its engine would wait for ever",
-        "`ss -ltnp` names who holds it; set another VLLM_NIXL_SIDE_CHANNEL_PORT in the role's env",
+        "it starts again with another port; `ss -ltnp` names who holds this one",
         take=(r"addr='tcp://(?P<at>[^']+)'",), near="nixl_handshake_listener", hangs=True),
     row("17", Cause.PORT_IN_USE, BEFORE,
         ("EADDRINUSE", "The server socket has failed to listen", "re:[Aa]ddress already in use"),
