@@ -3,8 +3,10 @@
 Both in one run on one machine, with one tiny model and the same flags, because absolute times say
 more about the machine than about us. Through dynorch: `up -d`, then `kill -9` of the worker's main
 process, of EngineCore and of the engine's worker, each time until a request over HTTP is answered.
+With `--shape disagg` the same for prefill and decode, and an answer counts if both took part; with
+`--shape dep` for two ranks of a mixture of experts, whose cold start is that of one lone engine.
 
-    .venv-vllm/bin/python -m benchmarks.recovery [--rounds N] [--json]
+    .venv-vllm/bin/python -m benchmarks.recovery [--shape agg|disagg|dep] [--rounds N] [--json]
 
 Exit status 1 if the slowest recovery takes more than `RATIO_MAX` of the cold start.
 """
@@ -22,6 +24,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import tomli_w
@@ -40,7 +43,52 @@ FLAGS = {
     "kv-cache-memory-bytes": 64 << 20,
     "max-model-len": 512,
 }
-VICTIMS = ("worker", "VLLM::EngineCore", "VLLM::Worker")
+
+
+class Victim(NamedTuple):
+    """A process: its role, member and title; without a title, the worker's main process."""
+
+    role: str
+    member: int = 0
+    title: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.role}'s {self.title or 'main process'}"
+
+
+class Shape(NamedTuple):
+    """`roles`: what each has beside what all have."""
+
+    roles: dict[str, dict]
+    victims: tuple[Victim, ...]
+    more: dict
+    moe: bool = False
+
+
+PARTS = ("", "VLLM::EngineCore", "VLLM::Worker")
+SHAPES = {
+    "agg": Shape(
+        {"worker": {"kind": "aggregated"}},
+        tuple(Victim("worker", 0, each) for each in PARTS),
+        {},
+    ),
+    "disagg": Shape(
+        {kind: {"kind": kind} for kind in ("prefill", "decode")},
+        tuple(Victim(role, 0, each) for role in ("prefill", "decode") for each in PARTS),
+        {"kv-transfer": {"connector": "nixl"}},
+    ),
+    "dep": Shape(
+        {"worker": {"kind": "aggregated", "data-parallel": 2}},
+        (
+            Victim("worker", 1),
+            Victim("worker", 0, "VLLM::EngineCore"),
+            Victim("worker", 1, "VLLM::Worker"),
+            Victim("worker", 0, "VLLM::DPCoordinator"),
+        ),
+        {},
+        moe=True,
+    ),
+}
 DYNORCH = [sys.executable, "-m", "orchestrator.cli.main"]
 
 
@@ -49,13 +97,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=1, help="kills of each process")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument("--shape", choices=SHAPES, default="agg")
     options = parser.parse_args()
+    shape = SHAPES[options.shape]
     # Short: unix socket paths end at 107 bytes.
     with tempfile.TemporaryDirectory(prefix="dyn", dir="/tmp") as directory:
         work = Path(directory)
-        model = tiny_model.make(work / "model")
+        model = tiny_model.make(work / "model", moe=shape.moe)
         cold_s = cold_start(work, model)
-        up_s, recoveries = through_dynorch(work, model, options.rounds)
+        up_s, recoveries = through_dynorch(work, model, shape, options.rounds)
     worst_s = max(seconds for each in recoveries.values() for seconds in each)
     result = {
         "cold_start_s": round(cold_s, 2),
@@ -103,67 +153,67 @@ def cold_start(work: Path, model: Path) -> float:
     return answered_s
 
 
-def through_dynorch(work: Path, model: Path, rounds: int) -> tuple[float, dict[str, list[float]]]:
+def through_dynorch(
+    work: Path, model: Path, shape: Shape, rounds: int
+) -> tuple[float, dict[str, list[float]]]:
     """Seconds of `up`, and per victim seconds from its kill to the next answer."""
     port = free_port()
-    file = topology(work, model, port)
-    recoveries: dict[str, list[float]] = {victim: [] for victim in VICTIMS}
+    file = topology(work, model, shape, port)
+    recoveries: dict[str, list[float]] = {str(victim): [] for victim in shape.victims}
     began = time.monotonic()
     dynorch(work, "up", str(file), "-d")
     try:
-        eventually(lambda: answers(port), ANSWER_S, POLL_S)
+        eventually(lambda: answers(port, shape), ANSWER_S, POLL_S)
         up_s = time.monotonic() - began
-        for victim in VICTIMS * rounds:
-            recoveries[victim].append(recovery(work, port, victim))
+        for victim in shape.victims * rounds:
+            recoveries[str(victim)].append(recovery(work, port, shape, victim))
     finally:
         dynorch(work, "down", NAME)
     return up_s, recoveries
 
 
-def recovery(work: Path, port: int, victim: str) -> float:
-    """Kill one process of the worker's tree; seconds until a new incarnation answers."""
-    before = incarnation(work)
+def recovery(work: Path, port: int, shape: Shape, victim: Victim) -> float:
+    """Kill one process of a worker's tree; seconds until a new incarnation answers."""
+    before = incarnation(work, victim)
     process = psutil.Process(before["pid"])
-    if victim != "worker":
-        name = victim[:15]
+    if victim.title:
+        name = victim.title[:15]
         process = next(p for p in process.children(recursive=True) if p.name().startswith(name))
     began = time.monotonic()
     process.send_signal(signal.SIGKILL)
     # For a moment the engine may not know yet that a part of it is dead.
-    eventually(lambda: not answers(port), ANSWER_S, POLL_S)
-    eventually(lambda: answers(port), ANSWER_S, POLL_S)
+    eventually(lambda: not answers(port, shape), ANSWER_S, POLL_S)
+    eventually(lambda: answers(port, shape), ANSWER_S, POLL_S)
     recovered_s = time.monotonic() - began
-    after = incarnation(work)
+    after = incarnation(work, victim)
     assert after["pid"] != before["pid"], f"nothing was restarted: {after}"
     return recovered_s
 
 
-def incarnation(work: Path) -> dict:
-    """The one engine worker as `dynorch status --json` tells it."""
+def incarnation(work: Path, victim: Victim) -> dict:
+    """The victim's worker as `dynorch status --json` tells it."""
     status = json.loads(dynorch(work, "status", "--json"))
     (running,) = [each for each in status["topologies"] if each["name"] == NAME]
-    (role,) = [each for each in running["roles"] if each["kind"] == "aggregated"]
+    (role,) = [each for each in running["roles"] if each["name"] == victim.role]
     (replica,) = role["replicas"]
-    (worker,) = replica["workers"]
-    return worker
+    return replica["workers"][victim.member]
 
 
-def topology(work: Path, model: Path, port: int) -> Path:
+def topology(work: Path, model: Path, shape: Shape, port: int) -> Path:
     """Write the topology's file."""
+    common = {
+        "engine": "vllm",
+        "gpus": 0,
+        "served-model-name": MODEL,
+        "vllm": FLAGS,
+        "restart": {"backoff-initial": "0s"},
+    }
     content = {
         "name": NAME,
         "model": str(model),
         "frontend": {"port": port},
-        "roles": {
-            "worker": {
-                "kind": "aggregated",
-                "engine": "vllm",
-                "gpus": 0,
-                "served-model-name": MODEL,
-                "vllm": FLAGS,
-                "restart": {"backoff-initial": "0s"},
-            }
-        },
+        "roles": {name: role | common for name, role in shape.roles.items()},
+        **shape.more,
     }
     file = work / f"{NAME}.toml"
     file.write_text(tomli_w.dumps(content))
@@ -192,14 +242,15 @@ def environment(work: Path) -> dict[str, str]:
     }
 
 
-def answers(port: int) -> bool:
-    """Whether a completion of one token succeeds now."""
+def answers(port: int, shape: Shape | None = None) -> bool:
+    """Whether a completion of one token succeeds now, with prefill if the shape has it."""
     body = json.dumps({"model": MODEL, "prompt": "a", "max_tokens": 1}).encode()
     headers = {"content-type": "application/json"}
     url = f"http://127.0.0.1:{port}/v1/completions"
     try:
         with urllib.request.urlopen(urllib.request.Request(url, body, headers)) as response:
-            return response.status == 200
+            alone = shape is None or "prefill" not in shape.roles
+            return response.status == 200 and (alone or "x-dynorch-prefill" in response.headers)
     except (OSError, urllib.error.URLError):
         return False
 
