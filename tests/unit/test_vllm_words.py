@@ -222,8 +222,15 @@ def test_a_thread_that_finds_its_port_taken_ends_its_process(tidings):
         process.join()
         statuses.append(process.exitcode)
     assert statuses == [1, 0]
-    said = f"OSError: [Errno {errno.EADDRINUSE}] {TAKEN.strerror}"
+    said = f"OSError: [Errno {errno.EADDRINUSE}] {TAKEN.strerror} in thread nixl_handshake_listener"
     eventually(lambda: heard.causes == [Cause("EngineCore", said)])
+
+
+def test_what_was_said_before_the_end_is_heard_at_the_end(tidings):
+    heard, _ = tidings
+    heard._teller.tell("cause", "RuntimeError: boom")
+    heard.close()
+    assert [cause.text for cause in heard.causes] == ["RuntimeError: boom"]
 
 
 def test_progress_bars_are_percents_of_what_they_load(tidings):

@@ -93,6 +93,8 @@ class VllmEngine:
         try:
             self._engine = launch.build_engine(config, args, method, self._count)
         except (OSError, RuntimeError, ValueError) as error:
+            # What was said before its end is heard when this returns.
+            self._tidings.close()
             cause = self._tidings.root_cause() or arguments.first_line(error)
             raise EngineStartError(cause) from error
         report("building the application", None)

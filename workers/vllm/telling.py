@@ -89,7 +89,7 @@ class Teller:
         if os.getpid() != self._host:
             self.tell("lost", f"{name} {exitcode}")
 
-    def lost_thread(self, error: BaseException) -> None:
+    def lost_thread(self, name: str, error: BaseException) -> None:
         """End this process of the engine if one of its threads couldn't listen.
 
         vLLM waits without a limit for NIXL's listener to be up, also when the port is taken and
@@ -97,7 +97,7 @@ class Teller:
         """
         if os.getpid() == self._host or getattr(error, "errno", None) not in _CANT_LISTEN:
             return
-        self.tell("cause", _first_line(error))
+        self.tell("cause", f"{_first_line(error)} in thread {name}")
         sys.stderr.flush()
         os._exit(1)
 
@@ -142,14 +142,14 @@ def _watch_exits(tell: Callable[[str, int], None]) -> None:
     popen_fork.Popen.poll = poll  # type: ignore[method-assign]
 
 
-def _watch_threads(tell: Callable[[BaseException], None]) -> None:
+def _watch_threads(tell: Callable[[str, BaseException], None]) -> None:
     """Let each thread tell that dies of an exception, after it was printed as usual."""
     inner = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
         inner(args)
         if args.exc_value is not None:
-            tell(args.exc_value)
+            tell(args.thread.name if args.thread is not None else "", args.exc_value)
 
     threading.excepthook = hook
 
