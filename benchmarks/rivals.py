@@ -31,7 +31,7 @@ class Rival:
     """One supervisor in a directory of its own."""
 
     name = ""
-    unsafe_log = False
+    env: dict[str, str] | None = None
 
     def __init__(self, root: Path, tools: Path) -> None:
         self.root = root
@@ -81,8 +81,9 @@ class Rival:
     def popen(self, *argv: object) -> None:
         with (self.root / "daemon.out").open("ab") as out:
             self.daemon = subprocess.Popen(
-                [*map(str, argv)], cwd=self.root, stdin=subprocess.DEVNULL, stdout=out, stderr=out
-            )
+                [*map(str, argv)], cwd=self.root, env=self.env, stdin=subprocess.DEVNULL,
+                stdout=out, stderr=out,
+            )  # fmt: skip
 
 
 class Dynorch(Rival):
@@ -103,7 +104,7 @@ class Dynorch(Rival):
         text = (
             'name = "bench"\nrestart = { backoff-initial = "0s", intensity = 1000000 }\n'
             'log = { max-size = "1GiB" }\n'
-            # `up` returns when all were started, as the rivals do, and not a second later.
+            # A program counts as started when it runs, as with most rivals, not a second later.
             'start = { settle = "0s" }\n'
         )
         for name, argv in programs.items():
@@ -112,7 +113,8 @@ class Dynorch(Rival):
         self.file.write_text(text)
 
     def start(self) -> None:
-        self.verb("up", "-d", str(self.file))
+        """As with the rivals, nobody waits for more than the programs' first words."""
+        self.popen(sys.executable, "-m", "orchestrator.cli.main", "up", "-d", self.file)
 
     def stop(self) -> None:
         self.verb("down")
@@ -120,8 +122,15 @@ class Dynorch(Rival):
     def supervisors(self) -> list[int]:
         import json  # noqa: PLC0415 - one rival needs it
 
+        assert self.daemon is not None
+        self.daemon.wait()  # that was `up`
         pid = json.loads(self.verb("status", "--json"))["daemon"]["pid"]
-        zygote = [child for child in psutil.Process(pid).children() if "zygote" in child.name()]
+        ours = ("dynorch: zygote", "dynorch: spare")
+        zygote = [
+            process
+            for process in psutil.Process(pid).children(recursive=True)
+            if (process.cmdline() or [""])[0].startswith(ours)
+        ]
         shims = [
             process.pid
             for process in psutil.process_iter(["cmdline"])
@@ -237,9 +246,14 @@ class Runit(Rival):
 
     def end(self) -> None:
         """As one would by hand: the tree of supervisors first, so that nothing comes back."""
-        pids = self.supervisors()
+        supervisors = self.supervisors()[1:]
+        theirs = [
+            child.pid
+            for pid in supervisors
+            for child in psutil.Process(pid).children(recursive=True)
+        ]
         super().end()
-        for pid in pids[1:]:
+        for pid in (*supervisors, *theirs):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

@@ -120,8 +120,8 @@ def many(rival: Rival, root: Path, count: int, idle_s: float) -> dict[str, float
     rival.start()
     pids = ear.hear(count).values()
     found = {"start_s": time.monotonic() - begun}
+    rest(3.0)  # younger than a second is "starting" with most of them
     if idle_s:
-        rest(3.0)
         supervisors = rival.supervisors()
         rest(1.0)
         before, used = sum(map(switches, supervisors)), sum(map(cpu_s, supervisors))

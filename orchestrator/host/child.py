@@ -9,6 +9,7 @@ the worker runs.
 
 import errno
 import fcntl
+import gc
 import json
 import os
 import resource
@@ -141,6 +142,7 @@ def run(spawn: Spawn, report: int) -> int:
     with Report(report, f"cannot import {spawn.entry}"):
         function = _find(spawn)
     os.close(report)
+    gc.enable()
     return function(spawn.blob) or 0
 
 

@@ -15,6 +15,7 @@ import contextlib
 import marshal
 import os
 import signal
+from collections.abc import Callable
 
 from orchestrator.host import cgroup, child, log_file, title
 from orchestrator.host.enclosure import Walk
@@ -31,7 +32,7 @@ class Main:
     def __init__(self) -> None:
         self.output, self._output_end = os.pipe()
         self.report, self.report_end = os.pipe()
-        self.pid = 0
+        self.pid = -1
         log_file.widen(self._output_end)
         for fd in (self.output, self.report):
             os.set_blocking(fd, False)
@@ -57,26 +58,28 @@ class Instant(Main):
 class Seed(Main):
     """It is forked before. `group`: the control group that it was born in, made for it."""
 
-    def __init__(self, home: str) -> None:
+    def __init__(self, home: str, fork: Callable[[], int] = os.fork) -> None:
         """`home`: where groups may be made; empty where none is to be."""
         super().__init__()
         self._wait_end, self._go = os.pipe()
         self.group = ""
         shim = os.getpid()
-        self.pid = self._fork(f"{home}/{cgroup.PREFIX}{shim}-{os.urandom(4).hex()}" if home else "")
+        group = f"{home}/{cgroup.PREFIX}{shim}-{os.urandom(4).hex()}" if home else ""
+        pid = self._fork_into(group)
+        self.pid = fork() if pid is None else pid
         self._part(shim, self._wait_end)
 
-    def _fork(self, group: str) -> int:
-        if group:
-            try:
-                cgroup.make(group)
-                pid = cgroup.fork_into(group)
-            except OSError:
-                cgroup.remove(group)
-            else:
-                self.group = group
-                return pid
-        return os.fork()
+    def _fork_into(self, group: str) -> int | None:
+        if not group:
+            return None
+        try:
+            cgroup.make(group)
+            pid = cgroup.fork_into(group)
+        except OSError:
+            cgroup.remove(group)
+            return None
+        self.group = group
+        return pid
 
     def wait(self) -> Spawn:
         """Wait, in the seed, until it is a worker; never returns if that doesn't come."""
@@ -116,3 +119,12 @@ class Seed(Main):
             os.close(fd)
         if self.group:
             cgroup.remove(self.group)
+
+
+def rehearse(spawn: Spawn) -> None:
+    """Do what a shim does with its seed, but for the fork."""
+    seed = Seed("", lambda: -1)
+    seed.fits(spawn)
+    seed.sow(spawn)
+    os.close(seed.output)
+    os.close(seed.report)

@@ -28,7 +28,7 @@ import time
 
 from orchestrator.host import child, enclosure, framing, kernel, prctl, procfs, title
 from orchestrator.host.fault_points import reached
-from orchestrator.host.seed import Seed
+from orchestrator.host.seed import Seed, rehearse
 from orchestrator.host.shim import Shim
 from orchestrator.host.spawn import Spawn
 
@@ -84,6 +84,7 @@ def serve(daemon: socket.socket, profile: str, preload: str, home: str) -> Born 
     _rehearse()
     gc.collect()
     gc.freeze()
+    gc.disable()  # a shim makes no garbage; looking for it would touch pages
     version = ".".join(map(str, sys.version_info[:3]))
     took = time.monotonic() - began
     versions = {"python": version, **versions}
@@ -198,6 +199,7 @@ def _rehearse() -> None:
     for _ in range(REHEARSALS):
         Shim(Spawn.from_fields(spawn.to_fields()))
         enclosure.rehearse()
+        rehearse(spawn)
         reached("rehearsal")
         kernel.Notes().begin()
         json.loads(json.dumps(spawn.to_fields(), default=repr))
