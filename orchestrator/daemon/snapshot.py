@@ -8,6 +8,7 @@ from orchestrator.core.health import Health, health
 from orchestrator.core.reasons import Cause, Reason
 from orchestrator.core.state import Await, Phase, State, Want
 from orchestrator.daemon.deployment import Deployment
+from orchestrator.daemon.pairing import gap
 from orchestrator.daemon.routing import ENGINE_KINDS
 from orchestrator.daemon.unit import Heard, Unit
 from orchestrator.wire import snapshot
@@ -117,12 +118,11 @@ def roles(units: Iterable[Unit], now: float) -> list[snapshot.RoleStatus]:
 def topology(found: Deployment, units: list[Unit], now: float) -> snapshot.TopologyStatus:
     """One deployment."""
     parts = roles(units, now)
+    word = topology_health(units, going_down=found.going_down, routes_version=found.routes_version)
     return snapshot.TopologyStatus(
         name=found.name,
-        health=topology_health(
-            units, going_down=found.going_down, routes_version=found.routes_version
-        ),
-        reason=worst(units),
+        health=word,
+        reason=worst(units) or (gap(units) if word == Health.DEGRADED.value else ""),
         rollout=rollout_word(found),
         rollout_note=rollout_note(found, units),
         scaled=[
@@ -179,6 +179,8 @@ def topology_health(units: list[Unit], *, going_down: bool, routes_version: int)
     word = health(unit.state for unit in units)
     if word is Health.READY and not answering(units, routes_version):
         return Health.STARTING.value
+    if word is Health.READY and gap(units):
+        return Health.DEGRADED.value
     return word.value
 
 
@@ -206,7 +208,7 @@ def models(units: list[Unit], routes_version: int) -> list[str]:
     found = {
         name
         for unit in units
-        if unit.spec.kind in ENGINE_KINDS and unit.routable
+        if unit.spec.kind in ENGINE_KINDS - {"prefill"} and unit.routable
         for heard in unit.heard.values()
         if heard.hello is not None
         for name in heard.hello.models

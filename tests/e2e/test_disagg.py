@@ -204,7 +204,11 @@ def test_without_prefill_it_is_degraded_and_comes_back(dynorch):
     answer = pair.ask(COMPLETIONS, prompt(11))
     assert (answer.status, answer.plain) == (200, pair.expected(COMPLETIONS, prompt(11)))
     assert answer.headers["x-dynorch-degraded"] == "no prefill worker"
+    status = dynorch.topology("dg")
+    assert status["health"] == "degraded"
+    assert "so decode reads prompts itself: dg/prefill-0 is stopped" in status["reason"]
     dynorch("start", "dg/prefill")
+    assert dynorch.topology("dg")["health"] == "ready"
     answer = pair.ask(COMPLETIONS, prompt(12))
     assert "x-dynorch-prefill" in answer.headers
 

@@ -131,6 +131,40 @@ def test_when_all_is_well_there_is_nothing_to_explain(stage):
     assert whole.processes == []
 
 
+DISAGG = """
+name = "dg"
+model = "m"
+[frontend]
+port = 8000
+[roles.prefill]
+kind = "prefill"
+engine = "sim"
+[roles.decode]
+kind = "decode"
+engine = "sim"
+[kv-transfer]
+connector = "nixl"
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "then"),
+    [(DISAGG, "decode reads prompts itself"), (DISAGG + "enforce = true", "requests get 503")],
+)
+def test_without_a_prefill_worker_it_is_degraded_also_if_nobody_wants_one(stage, text, then):
+    found = stage.serve(text)
+    assert (topology(stage, "dg").health, topology(stage, "dg").reason) == ("ready", "")
+    prefill, frontend = stage.unit("dg/prefill-0"), stage.unit("dg/frontend-0")
+    stage.call(stage.supervisor.request, prefill, e.StopRequested)
+    stage.empty(prefill, 0)
+    stage.beat(frontend, routes_version=found.routes_version)
+    whole = topology(stage, "dg")
+    assert (whole.health, whole.models) == ("degraded", ["m"])
+    assert whole.reason.startswith(f"no prefill worker for m, so {then}: dg/prefill-0 is stop")
+    crash(stage, "dg/decode-0")
+    assert topology(stage, "dg").reason.startswith("dg/decode-0: restarts after")
+
+
 def test_what_waits_says_why_and_until_when(stage):
     stage.serve(AGG)
     crash(stage, "agg/worker-0")

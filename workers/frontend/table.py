@@ -16,6 +16,7 @@ from workers.frontend.problems import Problem, bad_request, not_found, unavailab
 SERVING = frozenset({"aggregated", "decode"})
 """Kinds of role that a client's request may be sent to; prefill is a stage of it, not its goal."""
 PREFILL = frozenset({"prefill"})
+TWO_STAGES = PREFILL | {"decode"}
 SENTENCES_MAX = 4
 """Reasons told in one error message; the rest is counted."""
 
@@ -57,9 +58,9 @@ def choose(model: str | None, known: list[str]) -> str | Problem:
 
 
 def two_stage_models(routes: Routes) -> frozenset[str]:
-    """Return the models that have prefill workers, usable now or not."""
-    live = [route.models for route in routes.routes if route.kind in PREFILL]
-    missing = [blocked.models for blocked in routes.blocked if blocked.kind in PREFILL]
+    """Return the models that have prefill or decode workers, usable now or not."""
+    live = [route.models for route in routes.routes if route.kind in TWO_STAGES]
+    missing = [blocked.models for blocked in routes.blocked if blocked.kind in TWO_STAGES]
     return frozenset(name for models in [*live, *missing] for name in models)
 
 

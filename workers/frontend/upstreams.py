@@ -157,7 +157,7 @@ class Upstreams:
         return link is not None and link.usable
 
     def in_two_stages(self, model: str) -> bool:
-        """Whether requests for `model` go through prefill, if they can: it has such workers."""
+        """Whether requests for `model` go through prefill, if they can."""
         return model in self._two_stages or bool(self._pools.get(model, _NO_POOL).prefill)
 
     def degraded(self) -> list[str]:
