@@ -30,6 +30,13 @@ ENTRIES = {
 }
 
 
+class Served(msgspec.Struct, frozen=True):
+    """Where a plain command takes requests, and for which models."""
+
+    url: str
+    models: tuple[str, ...]
+
+
 class PlannedWorker(msgspec.Struct, frozen=True, kw_only=True):
     """One process to start.
 
@@ -41,7 +48,7 @@ class PlannedWorker(msgspec.Struct, frozen=True, kw_only=True):
     chosen by the port table; `port_counts`: how many in a row, where it isn't one. `cpus`: the only
     ones it may run on, all if empty; `numa`: the node that its memory should be of; `cpu_env` tells
     the engine, unless the environment says otherwise. `conditions`: those that the file gives to
-    what is in `depends_on`.
+    what is in `depends_on`. `serves`: what a plain command that is an OpenAI server serves.
     """
 
     id: str
@@ -67,6 +74,7 @@ class PlannedWorker(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, Any] = {}
     depends_on: tuple[str, ...] = ()
     conditions: dict[str, str] = {}
+    serves: Served | None = None
 
     @property
     def cpu_ranges(self) -> str:
@@ -224,6 +232,7 @@ def _command(process: Process, placed: Placed) -> PlannedWorker:
         replica=placed.replica,
         member=0,
         kind="process",
+        serves=Served(process.serves.url, process.serves.models) if process.serves else None,
         argv=process.command,
         cwd=process.cwd,
         env=additions(process.env, gpu_uuids=uuids),

@@ -21,6 +21,7 @@ from orchestrator.core.policy import Policy
 from orchestrator.core.probe import Probe
 from orchestrator.core.state import State
 from orchestrator.daemon import bonds, policies
+from orchestrator.daemon.routing import is_routed
 from orchestrator.daemon.unit import Unit, UnitSpec
 from orchestrator.topology.checks.processes import listeners
 from orchestrator.topology.probes import Liveness, Readiness
@@ -330,9 +331,7 @@ def stop_needs(units: list[Unit]) -> dict[ReplicaId, tuple[Need, ...]]:
     A frontend that is asked first refuses new requests and finishes the old ones while the
     engines still serve them.
     """
-    engines = tuple(
-        Need(unit.id) for unit in units if unit.spec.kind not in {"frontend", "process"}
-    )
+    engines = tuple(Need(unit.id) for unit in units if is_routed(unit))
     return {
         unit.id: unit.spec.needs + (engines if unit.spec.kind == "frontend" else ())
         for unit in units

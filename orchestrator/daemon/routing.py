@@ -1,8 +1,8 @@
 """What the frontends may know: one routing table per topology, made from the units.
 
 A pure reading of states and of what workers said. A worker is in it when its replica is routable
-and it has told where its request plane is; everything else of an engine role is listed as blocked,
-with the sentence that a client's 503 will carry.
+and it has told where its request plane is (of a plain command the file tells it); everything else
+that should serve is listed as blocked, with the sentence that a client's 503 will carry.
 """
 
 import time
@@ -18,10 +18,24 @@ RETRY_AFTER_S = 1.0
 """What a client is told to wait when nothing better is known."""
 
 
+def is_routed(unit: Unit) -> bool:
+    """Whether requests go to it: an engine, or a plain command that serves models."""
+    return unit.spec.kind in ENGINE_KINDS or unit.spec.members[0].serves is not None
+
+
+def kind_of(unit: Unit) -> str:
+    """What a frontend takes it for: a plain command that serves does all the work of a request."""
+    return "aggregated" if unit.spec.kind == "process" else unit.spec.kind
+
+
 def routes_of(unit: Unit) -> list[Route]:
     """The routes to a unit's workers; empty when it isn't routable."""
     if not unit.routable:
         return []
+    serves = unit.spec.members[0].serves
+    if serves is not None:
+        one, models = str(unit.life(0)), list(serves.models)
+        return [Route(one, unit.id.role, kind_of(unit), serves.url, models)]
     found = []
     for member in range(len(unit.state.members)):
         life = unit.life(member)
@@ -45,11 +59,12 @@ def blocked(unit: Unit, now: float) -> Blocked:
     wait_s = RETRY_AFTER_S
     if deadline is not None and unit.state.not_before > now:
         wait_s = max(wait_s, deadline.at - now)
-    names = list(unit.spec.members[0].served_names)
+    one = unit.spec.members[0]
+    names = list(one.serves.models if one.serves is not None else one.served_names)
     phase, why = unit.state.phase.value, str(unit.state.reason)
     cause = unit.state.reason.cause.value
     asked = unit.state.want is Want.UP and unit.state.reason == RESTARTING_AS_ASKED
-    return Blocked(str(unit.id), unit.spec.kind, names, phase, why, wait_s, cause, asked)
+    return Blocked(str(unit.id), kind_of(unit), names, phase, why, wait_s, cause, asked)
 
 
 def table(topology: str, engine: str, units: Iterable[Unit], version: int, now: float) -> Routes:
@@ -58,7 +73,7 @@ def table(topology: str, engine: str, units: Iterable[Unit], version: int, now: 
     missing: list[Blocked] = []
     failed: list[Failures] = []
     for unit in units:
-        if unit.spec.kind in ENGINE_KINDS:
+        if is_routed(unit):
             here = routes_of(unit)
             found += here
             if not here:
@@ -78,13 +93,13 @@ def is_complete(units: Iterable[Unit]) -> bool:
     return all(
         len(routes_of(unit)) == len(unit.state.members)
         for unit in units
-        if unit.routable and unit.spec.kind in ENGINE_KINDS
+        if unit.routable and is_routed(unit)
     )
 
 
 def concerns(unit: Unit, before: State) -> bool:
     """Say whether the table is another one now that this unit's state isn't `before` any more."""
-    return unit.spec.kind in ENGINE_KINDS and _shown(unit.state) != _shown(before)
+    return is_routed(unit) and _shown(unit.state) != _shown(before)
 
 
 def _shown(state: State) -> tuple[object, ...]:

@@ -9,7 +9,7 @@ from orchestrator.core.reasons import Cause, Reason
 from orchestrator.core.state import Await, Phase, State, Want
 from orchestrator.daemon.deployment import Deployment
 from orchestrator.daemon.pairing import gap
-from orchestrator.daemon.routing import ENGINE_KINDS
+from orchestrator.daemon.routing import is_routed, routes_of
 from orchestrator.daemon.unit import Heard, Unit
 from orchestrator.wire import snapshot
 from orchestrator.wire.ids import ReplicaId
@@ -208,10 +208,9 @@ def models(units: list[Unit], routes_version: int) -> list[str]:
     found = {
         name
         for unit in units
-        if unit.spec.kind in ENGINE_KINDS - {"prefill"} and unit.routable
-        for heard in unit.heard.values()
-        if heard.hello is not None
-        for name in heard.hello.models
+        if is_routed(unit) and unit.spec.kind != "prefill"
+        for route in routes_of(unit)
+        for name in route.models
     }
     return sorted(found)
 

@@ -43,6 +43,9 @@ Command = Annotated[
 ]
 
 
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
 def _check_url(value: str) -> str:
     right = 'write one like "http://127.0.0.1:9000/health"'
     try:
@@ -56,6 +59,16 @@ def _check_url(value: str) -> str:
     if parts.username is not None or parts.password is not None:
         raise ValueError(f"no credentials here, `status` shows this URL; {right}")
     return value
+
+
+def _check_origin(value: str) -> str:
+    parts = urlsplit(_check_url(value))
+    right = 'write one like "http://127.0.0.1:9000"'
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(f"{shown(value)} says more than where it listens; {right}")
+    if parts.hostname not in LOOPBACK:
+        raise ValueError(f"{shown(value)} is not on this machine; {right}")
+    return value.rstrip("/")
 
 
 def _check_address(value: str) -> str:
@@ -89,6 +102,7 @@ def parse_notify(value: object) -> str:
 
 
 Url = Annotated[str, AfterValidator(_check_url)]
+Origin = Annotated[str, AfterValidator(_check_origin)]
 Address = Annotated[str, AfterValidator(_check_address)]
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
 Notify = Annotated[

@@ -10,9 +10,16 @@ from orchestrator.topology.policies import (
     OnDependencyRestart,
     Supervised,
 )
-from orchestrator.topology.probes import Command, Liveness, Readiness
-from orchestrator.topology.table import DEPENDS_ON, Dependencies, Gpus
+from orchestrator.topology.probes import Command, Liveness, Origin, Readiness
+from orchestrator.topology.table import DEPENDS_ON, Dependencies, Gpus, Names, Table
 from orchestrator.topology.units import PositiveDuration
+
+
+class Serves(Table):
+    """`serves`, of a plain command that is an OpenAI server: the frontend sends it requests."""
+
+    url: Origin = Field(description="Where it listens, on this machine: scheme, host and port.")
+    models: Names = Field(description="Model, or models, that it is asked for.")
 
 
 class Process(Supervised):
@@ -31,6 +38,11 @@ class Process(Supervised):
     )
     live: Liveness | None = Field(
         default=None, description="When it is so stuck that it must be restarted; never if absent."
+    )
+    serves: Serves | None = Field(
+        default=None,
+        description="For an OpenAI server: the frontend sends it the requests for these models "
+        "while it is ready.",
     )
     watchdog_s: PositiveDuration | None = Field(
         default=None,

@@ -26,6 +26,8 @@ PLACEHOLDERS: dict[str, Any] = {
     "fault": "crash",
     "members": [],
     "strategy": "one-for-one",
+    "url": "http://127.0.0.1:1",
+    "models": "unnamed",
 }
 """What stands in for a required key, so that the rest of its table can be judged."""
 _UNQUOTED = {"int_type", "float_type", "bool_type", "value_error"}

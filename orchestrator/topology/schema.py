@@ -140,8 +140,8 @@ class Topology(Supervised):
 
     @property
     def has_frontend(self) -> bool:
-        """Nothing but plain commands needs no frontend."""
-        return bool(self.roles)
+        """Nothing but plain commands needs no frontend, unless one of them serves models."""
+        return bool(self.roles) or any(process.serves for process in self.processes.values())
 
 
 def inherit(topology: Topology) -> Topology:

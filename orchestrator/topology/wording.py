@@ -37,6 +37,8 @@ _BOUNDS = {
 _REQUIRED = {
     "name": 'name = "my-topology"',
     "command": 'command = ["program", "argument"]',
+    "url": 'url = "http://127.0.0.1:9000"',
+    "models": 'models = ["name"]',
     "connector": 'connector = "nixl"',
     "fault": 'fault = "crash"',
 }

@@ -137,6 +137,19 @@ def test_what_runs_today_is_built(stem):
         ('[processes.p]\ncommand = "a b"', "a command is a list, no shell reads it"),
         ("[processes.p]\ncommand = [1]", "not a list of strings"),
         ("[processes.p]\ncomand = ['x']", "4: processes.p.comand: unknown key; did you mean comm"),
+        (
+            "[processes.p]\ncommand = ['x']\nserves = { url = 'http://10.0.0.1:9', models = 'm' }",
+            'serves.url: "http://10.0.0.1:9" is not on this machine',
+        ),
+        (
+            "[processes.p]\ncommand = ['x']\n"
+            "serves = { url = 'http://127.0.0.1:9/v1', models = 'm' }",
+            'says more than where it listens; write one like "http://127.0.0.1:9000"',
+        ),
+        (
+            "[processes.p]\ncommand = ['x']\nserves = { url = 'http://127.0.0.1:9' }",
+            "serves.models: this key is required",
+        ),
         ("[kv-transfr]\nconnector = 'nixl'", "3: kv-transfr: unknown key; did you mean kv-trans"),
     ],
 )

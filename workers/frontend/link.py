@@ -50,7 +50,12 @@ class State(enum.Enum):
 
 
 class Link:
-    """Owns one DEALER, its monitor, and the sinks of the requests that are open on it."""
+    """Owns one DEALER, its monitor, and the sinks of the requests that are open on it.
+
+    `engine`: what answers, where that isn't the topology's engine.
+    """
+
+    engine = ""
 
     def __init__(
         self,

@@ -320,7 +320,7 @@ class Relay:
         assert routes is not None
         marks = [
             (b"x-dynorch-worker", link.life.encode()),
-            (b"x-dynorch-engine", routes.engine.encode()),
+            (b"x-dynorch-engine", (link.engine or routes.engine).encode()),
         ]
         if run.ticket is not None:
             marks.append((b"x-dynorch-prefill", run.ticket.life.encode()))

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.wire.routes import Routes
+from orchestrator.wire.routes import Route, Routes
 from orchestrator.wire.sockets import Context
 from workers.frontend import table
 from workers.frontend.course import Stage
@@ -96,9 +96,7 @@ class Upstreams:
         for life, route in wanted.items():
             link = self._links.get(life)
             if link is None:
-                identity = f"{self._life}/{next(self._sockets)}".encode()
-                new = Link(self._context, route, identity, self._ids, self._changed)
-                self._links[life] = new
+                new = self._links[life] = self._new(route)
                 new.start()
             else:
                 link.stay(route)
@@ -199,8 +197,20 @@ class Upstreams:
         for link in self._links.values():
             if link.usable and link.route.kind in table.SERVING:
                 for card in link.cards:
-                    merged.setdefault(card["id"], {**card, "engine": card.get("engine", engine)})
+                    merged.setdefault(
+                        card["id"], {**card, "engine": card.get("engine", link.engine or engine)}
+                    )
         return list(merged.values())
+
+    def _new(self, route: Route) -> Link:
+        """Make the link that an endpoint needs."""
+        identity = f"{self._life}/{next(self._sockets)}".encode()
+        if not route.endpoint.startswith("http"):
+            return Link(self._context, route, identity, self._ids, self._changed)
+        # Only now: most topologies have no plain command that serves, and need no HTTP client.
+        from workers.frontend.http_link import HttpLink  # noqa: PLC0415
+
+        return HttpLink(self._context, route, identity, self._ids, self._changed)
 
     def _changed(self, link: Link) -> None:
         if link.state is State.CLOSED:
