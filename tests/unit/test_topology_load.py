@@ -142,8 +142,7 @@ def test_what_runs_today_is_built(stem):
             'serves.url: "http://10.0.0.1:9" is not on this machine',
         ),
         (
-            "[processes.p]\ncommand = ['x']\n"
-            "serves = { url = 'http://127.0.0.1:9/v1', models = 'm' }",
+            "[processes.p]\ncommand = ['x']\nserves = { url = 'http://[::1]:9/v1', models = 'm' }",
             'says more than where it listens; write one like "http://127.0.0.1:9000"',
         ),
         (
