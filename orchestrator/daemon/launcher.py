@@ -227,6 +227,13 @@ class Launcher:
                 life.member, life.incarnation, events.ExitFacts(asked=True)
             ))  # fmt: skip
 
+    def limit_logs(self, unit: Unit) -> None:
+        """Let the shims of a unit's present life know what its log files may take now."""
+        for member in range(len(unit.state.members)):
+            here = self.lives.get(unit.life(member))
+            if here is not None and here.link is not None:
+                here.link.limit_log(unit.spec.log_max_bytes, unit.spec.log_backups)
+
     def note_shared_memory(self, unit: Unit) -> None:
         """Let an engine's shims write down what is mapped, now that all of it is."""
         for planned in unit.spec.members:
@@ -321,6 +328,8 @@ class Launcher:
             self._forget(here)
             return Nothing()
         assert here.record is not None, "a link has a record"
+        assert here.link is not None, "it was just made"
+        here.link.limit_log(unit.spec.log_max_bytes, unit.spec.log_backups)
         self._ports.show(unit, life)
         return Alive(pid=here.record.shim.pid)
 

@@ -59,10 +59,7 @@ from orchestrator.host.lane import Lane, LateError
 from orchestrator.host.port_table import PortTable
 from orchestrator.host.reaper import Reaper
 from orchestrator.host.records import Said
-from orchestrator.host.rundir import (
-    RunDir,
-    StateDir,
-)
+from orchestrator.host.rundir import RunDir, StateDir
 from orchestrator.wire.ids import LifeId, ReplicaId
 from orchestrator.wire.messages import FromWorker, Reply, Verb
 from orchestrator.wire.snapshot import DaemonStatus, Snapshot
@@ -182,6 +179,10 @@ class Daemon:
         self._prober.changed(unit)
         self._notices.changed(unit)
         self._failures.changed(unit, before)
+
+    def respecified(self, unit: Unit) -> None:
+        """See `Launcher.limit_logs`."""
+        self._launcher.limit_logs(unit)
 
     def settled(self, unit: Unit) -> None:
         """See `Deployments.settled`."""

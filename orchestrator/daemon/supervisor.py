@@ -55,6 +55,9 @@ class Owner(Protocol):
     def changed(self, unit: Unit, before: State) -> None:
         """Its state is new and on disk; nothing has been done about it yet."""
 
+    def respecified(self, unit: Unit) -> None:
+        """Its spec is another one now; its processes are the same."""
+
     def settled(self, unit: Unit) -> None:
         """All that the step ordered has been begun; the unit may be removed now."""
 
@@ -115,6 +118,7 @@ class Supervisor:
         """Change what the daemon does about a replica; its processes don't notice."""
         unit.spec, unit.next = spec, None
         self._note_ties(unit)
+        self._owner.respecified(unit)
 
     def prepare(self, unit: Unit, spec: UnitSpec) -> None:
         """Let a replica be something else from its next life on."""

@@ -78,6 +78,17 @@ class LogFile:
         self._splices = True
         self._looked_at = 0.0
 
+    def limit(self, max_bytes: int, backups: int) -> None:
+        """Take other limits from now on; older files than may be go at once."""
+        self._max_bytes = self._limit_bytes = max_bytes
+        self._backups = backups
+        try:
+            while True:
+                backups += 1
+                os.unlink(f"{self._path}.{backups}")
+        except OSError:
+            return  # there was no such file, or it can't go
+
     def pump(self, pipe: int) -> tuple[int, bool]:
         """Move what the (non-blocking) pipe holds.
 

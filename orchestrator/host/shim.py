@@ -250,6 +250,8 @@ class Shim:
                 self._begin_kill()
             case {"op": "note"}:
                 self._note()
+            case {"op": "log", "max_bytes": int() as most, "backups": int() as backups}:
+                self._log.limit(most, backups)
             case _:
                 self._clients.tell({"event": "refused", "text": f"not an operation: {request!r}"})
 

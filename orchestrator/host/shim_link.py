@@ -69,6 +69,10 @@ class ShimLink:
         """Let it write down which names in /dev/shm its tree maps now."""
         self._order("note", {"op": "note"})
 
+    def limit_log(self, max_bytes: int, backups: int) -> None:
+        """Let its log file and the older ones have these limits; an older shim refuses."""
+        self._order("log", {"op": "log", "max_bytes": max_bytes, "backups": backups})
+
     def ask_state(self) -> None:
         """Ask for a `StateSeen`."""
         self._order("state", {"op": "state"})

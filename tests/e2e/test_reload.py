@@ -1,6 +1,7 @@
 """`up` on a changed file, `scale` and rolling restarts, while clients ask without a pause."""
 
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +69,23 @@ def test_statement_61_only_what_a_change_concerns_restarts(dynorch):
     assert said.startswith("agg: 1 to restart\n  restart agg/side-0\n")
     assert lives(dynorch) == {"frontend-0": 1, "worker-0": 1, "worker-1": 1, "side-0": 2}
     assert dynorch("plan", "--diff", file).stdout == "agg: nothing changes\n"
+
+
+def test_other_limits_of_logs_count_at_once(dynorch):
+    loop = "while :; do echo 0123456789012345678901234567890123456789; sleep 0.01; done"
+    text = f'name = "l"\n[processes.p]\ncommand = ["sh", "-c", "{loop}"]\n'
+    dynorch("up", "-d", dynorch.file(text))
+    pid, log = dynorch.pid("p"), Path(dynorch.replica("p")["workers"][0]["log"])
+    small = text + '[log]\nmax-size = "2KiB"\nbackups = 2\n'
+    said = dynorch("up", "-d", dynorch.file(small)).stdout
+    assert "restart" not in said.splitlines()[0]
+    eventually(Path(f"{log}.2").exists, within_s=30)
+    assert log.stat().st_size < 2200
+    assert dynorch.pid("p") == pid
+    dynorch.kill_daemon()
+    dynorch("up", "-d", dynorch.file(small.replace("backups = 2", "backups = 1")))
+    eventually(lambda: not Path(f"{log}.2").exists(), within_s=30)
+    assert dynorch.pid("p") == pid
 
 
 @pytest.mark.parametrize("text", [TWO, ONE], ids=["two replicas", "one replica"])

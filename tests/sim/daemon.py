@@ -125,6 +125,9 @@ class Daemon:
     def changed(self, unit, before) -> None:
         self.perhaps_die()
 
+    def respecified(self, unit) -> None:
+        """Nobody here reads logs."""
+
     def settled(self, unit) -> None:
         """The step is over, and what follows for others is begun."""
         self.sampler.arm()

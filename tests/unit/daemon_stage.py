@@ -102,6 +102,9 @@ class Stage:
         self.stalls.changed(unit)
         self.notices.changed(unit)
 
+    def respecified(self, unit) -> None:
+        self.log.append(("respecified", str(unit.id), unit.spec.log_max_bytes))
+
     def settled(self, unit) -> None:
         self.deployments.settled(unit)
 

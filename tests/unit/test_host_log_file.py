@@ -152,3 +152,19 @@ def test_the_path_is_looked_at_twice_a_second_and_not_at_each_write(tmp_path, pi
         feed(log, pipe, b"x\n")
         now[0] += 0.125
     assert len(looks) == 8
+
+
+def test_other_limits_count_for_the_file_as_it_is(tmp_path, pipe):
+    log = LogFile(str(tmp_path / "log"), 1000, 5)
+    lines = [b"%099d\n" % number for number in range(60)]
+    feed(log, pipe, b"".join(lines[:45]))
+    assert len(everything(tmp_path / "log")) == 5
+    log.limit(200, 2)
+    assert len(everything(tmp_path / "log")) == 3, "more than two older ones may not be"
+    feed(log, pipe, b"".join(lines[45:]))
+    files = everything(tmp_path / "log")
+    assert [len(file) for file in files[:2]] == [200, 200]
+    assert b"".join(files) == b"".join(lines[-len(b"".join(files)) // 100 :])
+    log.limit(100_000, 2)
+    feed(log, pipe, b"x" * 50_000)
+    assert len((tmp_path / "log").read_bytes()) > 50_000 - 200
