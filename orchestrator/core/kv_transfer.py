@@ -24,7 +24,7 @@ def vllm_config(transfer: KvTransfer, kind: str, *, has_gpus: bool) -> dict[str,
         "kv_role": KINDS[kind],
         "kv_buffer_device": device,
         "kv_load_failure_policy": transfer.on_failure,
-        "kv_connector_extra_config": {"kv_lease_duration": _whole(transfer.lease_s)},
+        "kv_connector_extra_config": {"kv_lease_duration": max(1, round(transfer.lease_s))},
     }
 
 
@@ -40,8 +40,3 @@ def frontend_options(transfer: KvTransfer | None) -> dict[str, Any]:
     if transfer is None:
         return {}
     return {"kv-transfer": {"lease": transfer.lease_s, "enforce": transfer.enforce}}
-
-
-def _whole(seconds: float) -> int | float:
-    """Write 120 where it isn't 120.5: the plan is read by people."""
-    return int(seconds) if seconds == int(seconds) else seconds

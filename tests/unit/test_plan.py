@@ -162,6 +162,13 @@ def test_both_halves_are_told_of_one_transfer():
     assert '"kv_role":"kv_producer"' in " ".join(prefill.argv)
 
 
+def test_vllm_counts_a_lease_in_whole_seconds():
+    text = PAIR.replace("enforce = true", 'lease = "1600ms"')
+    _, prefill, *_ = plan(text).workers
+    extra = prefill.options["kv-transfer-config"]["kv_connector_extra_config"]
+    assert msgspec.json.encode(extra) == b'{"kv_lease_duration":2}'
+
+
 def test_the_simulated_halves_are_told_of_the_same_transfer():
     text = PAIR.replace("enforce = true", 'lease = "90s"\non-failure = "fail"')
     frontend, prefill, decode, _ = plan(text, "").workers
