@@ -48,6 +48,8 @@ def _place(worker: PlannedWorker) -> Iterator[tuple[str, str]]:
         yield "model", worker.model + (f" as {', '.join(served)}" if served else "")
     if worker.engine:
         yield "engine", worker.engine
+    if worker.serves is not None:
+        yield "serves", f"{', '.join(worker.serves.models)} at {worker.serves.url}"
     yield "gpus", _gpus(worker)
     if worker.cpus:
         node = "" if worker.numa is None else f" (NUMA node {worker.numa})"

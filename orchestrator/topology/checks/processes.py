@@ -128,7 +128,7 @@ def ports(topology: Topology) -> Iterator[Finding]:
     """Two programs can't listen on the same port of this machine."""
     taken: dict[int, str] = {}
     for who, path, port in listeners(topology):
-        if port in taken:
+        if taken.get(port, who) != who:
             wrong = f"port {port} is wanted by both {taken[port]} and {who}"
             uses: tuple[Path, ...] = (("frontend", "port"),)
             yield Finding(path, wrong, "give each a port of its own", uses)
@@ -162,18 +162,24 @@ def listeners(topology: Topology) -> Iterator[tuple[str, Path, int]]:
     if topology.has_frontend:
         yield FRONTEND, ("frontend", "port"), topology.frontend.port
     for name, process in topology.processes.items():
-        ready = process.ready
-        if ready is None:
-            continue
-        if ready.tcp is not None:
+        path: Path = ("processes", name)
+        ready, serves = process.ready, process.serves
+        if ready is not None and ready.tcp is not None:
             host, _, number = ready.tcp.rpartition(":")
             if _is_here(host.strip("[]")):
-                yield name, ("processes", name, "ready", "tcp"), int(number)
-        if ready.http is not None:
-            url = urlsplit(ready.http)
-            if _is_here(url.hostname or ""):
-                port = url.port or (443 if url.scheme == "https" else 80)
-                yield name, ("processes", name, "ready", "http"), port
+                yield name, (*path, "ready", "tcp"), int(number)
+        if ready is not None and ready.http is not None and (port := _port_here(ready.http)):
+            yield name, (*path, "ready", "http"), port
+        if serves is not None and (port := _port_here(serves.url)):
+            yield name, (*path, "serves", "url"), port
+
+
+def _port_here(text: str) -> int:
+    """Return the port of this machine that a URL leads to; 0 if it leads to another one."""
+    url = urlsplit(text)
+    if not _is_here(url.hostname or ""):
+        return 0
+    return url.port or (443 if url.scheme == "https" else 80)
 
 
 def _is_here(host: str) -> bool:
