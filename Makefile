@@ -1,7 +1,7 @@
 # Every target makes the virtual environment it needs by itself, with python3 and pip only.
 PYTHON ?= python3
 PIP = -m pip install --quiet --disable-pip-version-check
-TOPOLOGY ?= topologies/agg.toml
+TOPOLOGY ?= topologies/disagg.toml
 
 .PHONY: up test test-vllm check bench clean help
 
@@ -21,7 +21,7 @@ help:            ## this text
 	PYTHON=$(PYTHON) sh tests/vllm/install.sh .venv-vllm
 	@touch $@
 
-up: .venv/base          ## install, then serve TOPOLOGY (default topologies/agg.toml)
+up: .venv/base          ## install, then serve TOPOLOGY (default topologies/disagg.toml)
 	@echo .venv/bin/dynorch up $(TOPOLOGY)
 	@trap : INT; .venv/bin/dynorch up $(TOPOLOGY) || test $$? -eq 130
 

@@ -17,7 +17,6 @@ SPLIT = [
     (CHAT, {"messages": HI, "max_tokens": 12, "stream": True}),
     (CHAT, {"messages": HI, "max_completion_tokens": 5, "stream": True,
             "stream_options": {"include_usage": True}}),
-    (CHAT, {"messages": HI, "max_tokens": 6, "n": 3, "seed": 1}),
     (CHAT, {"messages": HI, "max_tokens": 6, "logprobs": True, "top_logprobs": 3}),
     (COMPLETIONS, {"prompt": "once upon a time", "max_tokens": 20, "min_tokens": 9}),
     (COMPLETIONS, {"prompt": "x" * 700, "max_tokens": 5, "logprobs": 2}),
@@ -28,6 +27,7 @@ WHOLE = [
     (COMPLETIONS, {"prompt": ["one", "two", "three"], "max_tokens": 5}),
     (COMPLETIONS, {"prompt": ["one", "two"], "max_tokens": 5, "stream": True}),
     (COMPLETIONS, {"prompt": "said again", "max_tokens": 5, "echo": True}),
+    (CHAT, {"messages": HI, "max_tokens": 6, "n": 3, "seed": 1}),
 ]
 
 

@@ -126,12 +126,11 @@ def test_answers_through_two_workers_are_those_of_one(dynorch, stream):
         asked = body | {"stream": stream}
         assert right(dynorch, path, asked), asked
     [made] = transfers(dynorch)
-    assert made >= len(REQUESTS)
+    assert made == 2, "a list of prompts, and several answers to one, are decode's alone"
     [prefill] = workers(dynorch, "prefill")
     counted = figures(dynorch, prefill["id"])
     assert counted["vllm:nixl_num_kv_expired_reqs_total"] == 0
-    late = counted["vllm:nixl_num_notifications_after_expiry_total"]
-    assert late == 3, "each choice reads for itself, and the first to have read frees the blocks"
+    assert counted["vllm:nixl_num_notifications_after_expiry_total"] == 0
     assert counted["dynorch_sim_kv_blocks_free"] == 16_384, "nothing is kept for nobody"
 
 

@@ -22,7 +22,7 @@ def made(path: str, body: bytes | dict, method: str = "POST") -> tuple[Ask, inta
     ("path", "body"),
     [
         (CHAT, {"messages": HI}),
-        (CHAT, {"messages": HI, "n": 3, "stream": True, "logprobs": True, "top_logprobs": 2}),
+        (CHAT, {"messages": HI, "n": 1, "stream": True, "logprobs": True, "top_logprobs": 2}),
         (CHAT, {"messages": HI, "echo": False, "prompt_logprobs": None, "best_of": 1}),
         (COMPLETIONS, {"prompt": "x"}),
         (COMPLETIONS, {"prompt": ["x"]}),
@@ -48,6 +48,8 @@ def test_one_prompt_is_split(path, body):
         (COMPLETIONS, {"prompt": "x", "prompt_logprobs": 0}, "prompt logprobs"),
         (COMPLETIONS, {"prompt": "x", "use_beam_search": True}, "beam search"),
         (COMPLETIONS, {"prompt": "x", "best_of": 2}, "best_of"),
+        (COMPLETIONS, {"prompt": "x", "n": 2}, "several answers"),
+        (CHAT, {"messages": HI, "n": 3}, "several answers"),
         (COMPLETIONS, {"prompt": "x", "truncate_prompt_tokens": -1}, "prompt truncation"),
         (COMPLETIONS, {"prompt": "x", "prompt_embeds": "AA=="}, "prompt embeddings"),
         (CHAT, {"messages": HI, "echo": 1}, "echo"),
@@ -71,7 +73,7 @@ def test_a_get_is_no_request_for_tokens():
 def test_what_prefill_gets():
     body = {
         "model": "m", "messages": HI, "stream": True, "stream_options": {"include_usage": True},
-        "n": 4, "max_tokens": 99, "min_tokens": 9, "logprobs": True, "top_logprobs": 3,
+        "n": 1, "max_tokens": 99, "min_tokens": 9, "logprobs": True, "top_logprobs": 3,
         "temperature": 0, "tools": [{"type": "function"}], "cache_salt": "s", "priority": 2,
     }  # fmt: skip
     ask, fields = made(CHAT, body)

@@ -2,10 +2,12 @@
 
 Prefill reads the prompt and makes one token that nobody sees; decode gets the client's request as
 it came, byte for byte, with a ticket's parameters put in. A request is split only where the two
-are sure to see the same tokens and one ticket is enough: one prompt, a completion or a chat.
-Everything else decode serves alone, which gives the very answer that an aggregated worker gives:
-a list of prompts would need a ticket for each and its streams merged again, event by event; what
-reads the prompt's logits (echo, prompt logprobs) needs a full prefill where the answer is made.
+are sure to see the same tokens and one ticket is enough: one prompt, one answer, a completion or a
+chat. Everything else decode serves alone, which gives the very answer that an aggregated worker
+gives: a list of prompts would need a ticket for each and its streams merged again, event by event;
+what reads the prompt's logits (echo, prompt logprobs) needs a whole prefill where the answer is.
+Several answers to one prompt (n > 1) each fetch the blocks for themselves, and the first to do so
+frees them: one that is admitted later, when memory is short, would read somebody else's.
 """
 
 import hashlib
@@ -29,6 +31,7 @@ _WHOLE: dict[str, tuple[frozenset[bytes], str]] = {
     "prompt_logprobs": (frozenset({b"null"}), "prompt logprobs"),
     "use_beam_search": (_OFF, "beam search"),
     "best_of": (_ONE, "best_of"),
+    "n": (_ONE, "several answers"),
     # How much is cut off depends on max_tokens, which differs between the stages.
     "truncate_prompt_tokens": (frozenset({b"null"}), "prompt truncation"),
     "prompt_embeds": (frozenset({b"null"}), "prompt embeddings"),
