@@ -11,6 +11,7 @@ behind an upstream. A form or a compressed body can't be repaired, so it is refu
 
 import json
 import re
+from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -120,9 +121,7 @@ def survey(headers: Headers) -> Heading:
     websocket = False
     for line in headers:
         name, value = line
-        # Some servers read `_` as `-`; what is meant like a header of ours is treated like one.
-        alike = name.replace(b"_", b"-")
-        if alike not in _NOT_FORWARDED and not alike.startswith(_OURS_BELOW):
+        if _is_forwarded(name):
             forwarded.append(line)
             if name == b"content-type":
                 content_type = value.lower()
@@ -140,10 +139,22 @@ def survey(headers: Headers) -> Heading:
     return Heading(forwarded, content_type, length, websocket, coding)
 
 
+@lru_cache(1024)
+def _is_forwarded(name: bytes) -> bool:
+    """Whether a worker may get a header. Some servers read `_` as `-`; so do we."""
+    alike = name.replace(b"_", b"-")
+    return alike not in _NOT_FORWARDED and not alike.startswith(_OURS_BELOW)
+
+
 def returned(headers: Headers, extra: Headers) -> Headers:
     """Return what a client gets: all but what concerns the worker's side, plus ours."""
-    kept = [line for line in headers if line[0].lower() not in _NOT_RETURNED]
-    return [line for line in kept if not line[0].lower().startswith(_OURS_BELOW)] + extra
+    return [line for line in headers if _is_returned(line[0])] + extra
+
+
+@lru_cache(1024)
+def _is_returned(name: bytes) -> bool:
+    name = name.lower()
+    return name not in _NOT_RETURNED and not name.startswith(_OURS_BELOW)
 
 
 def sift(body: bytes, content_type: bytes = b"") -> Sifted | Problem:

@@ -61,9 +61,9 @@ class Relay:
         run.until = self._patience.until(loop.time(), run.deadline)
         if self._upstreams.in_two_stages(model):
             run.prepare()
+            course.stage = self._entry(run)
         if self._upstreams.by_prefix:
             run.beginnings = prefix.chain(model, fields)
-        course.stage = self._entry(run)
         while True:
             if client.gone:
                 client.left_early = True
@@ -190,11 +190,11 @@ class Relay:
         try:
             await exchange.opening()
             if exchange.failure is None and exchange.head is not None and not exchange.client_gone:
-                failure = await self._own_failure(run, exchange)
+                broken = retries.broken(exchange.head.status, exchange.peek())
+                failure = await self._own_failure(run, attempt) if broken else None
                 if failure is None:
                     await self._present(run, attempt)
-                    return None
-                return failure._replace(attempt=attempt)
+                return failure
         finally:
             self._finish(run, attempt, number, timer)
         if exchange.client_gone or exchange.failure is None:
@@ -213,22 +213,21 @@ class Relay:
             run.ticket = None
         return params
 
-    async def _own_failure(self, run: Run, exchange: Exchange) -> Ended | None:
-        """Say whether the answer is the worker's own failure, of a kind that isn't passed on yet.
+    async def _own_failure(self, run: Run, attempt: Attempt) -> Ended | None:
+        """Say whether a worker's error is of a kind that isn't passed on yet.
 
         Then it is read to its end, because it may have to be passed on after all.
         """
+        exchange = attempt.exchange
         assert exchange.head is not None
-        status, opening = exchange.head.status, exchange.peek()
-        if not retries.broken(status, opening):
-            return None
-        dead = retries.engine_died(status, opening)
+        status = exchange.head.status
+        dead = retries.engine_died(status, exchange.peek())
         if not dead and run.course.stage is Stage.ALONE:
             return None
         await exchange.whole()
         if dead:
-            return Ended(Event.FAILED, Failure.ENGINE_DEAD, None, Failure.ENGINE_DEAD.value)
-        return Ended(Event.BROKEN, None, None, f"it answered with an error (status {status})")
+            return self._failed(attempt, Failure.ENGINE_DEAD)
+        return Ended(Event.BROKEN, None, attempt, f"it answered with an error (status {status})")
 
     # One attempt.
 

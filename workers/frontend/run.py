@@ -39,10 +39,15 @@ class Run:
     word or two; `degraded`: why it left it. `left_at`: when a worker refused it because it leaves.
     """
 
-    __slots__ = (
-        "ask", "avoided", "beginnings", "client", "course", "deadline", "degraded", "digest",
-        "fields", "left_at", "model", "splittable", "ticket", "tried", "trouble", "until",
-    )  # fmt: skip
+    splittable = False
+    beginnings: Chain = ()
+    digest = b""
+    ticket: Ticket | None = None
+    trouble = degraded = ""
+    deadline: float | None = None
+    until = 0.0
+    left_at = FAR_PAST
+    avoided: frozenset[str] = frozenset()
 
     def __init__(
         self, ask: Ask, fields: Fields | None, model: str, client: Client, course: Course
@@ -53,16 +58,6 @@ class Run:
         self.client = client
         self.course = course
         self.tried: set[str] = set()
-        self.avoided: set[str] = set()
-        self.splittable = False
-        self.beginnings: Chain = ()
-        self.digest = b""
-        self.ticket: Ticket | None = None
-        self.degraded = ""
-        self.trouble = ""
-        self.deadline: float | None = None
-        self.until = 0.0
-        self.left_at = FAR_PAST
 
     def prepare(self) -> None:
         """Find out whether it can be split, and what its ticket must be bound to."""
@@ -90,4 +85,4 @@ class Run:
 
     def _avoid(self, life: str) -> None:
         self.tried.discard(life)
-        self.avoided.add(life)
+        self.avoided |= {life}

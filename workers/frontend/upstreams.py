@@ -21,10 +21,6 @@ from workers.frontend.picks import POLICIES, Turns
 from workers.frontend.prefix import Chain, Prefixes
 from workers.frontend.problems import Problem, unavailable
 
-TURNS_MAX = 1024
-"""Models whose rotation is remembered; with more, all rotations start anew."""
-
-
 KINDS = {
     Stage.PREFILL: table.PREFILL,
     Stage.DECODE: frozenset({"decode"}),
@@ -33,14 +29,21 @@ KINDS = {
 """Whom each stage of a request may be sent to."""
 
 
+class _Line(msgspec.Struct):
+    """Those who can be asked for one stage of one model's requests, and whose turn it is."""
+
+    links: list[Link]
+    turns: Turns
+
+
 class _Pool(msgspec.Struct):
     """The workers of one model that can be used now, by stage."""
 
-    prefill: list[Link] = []
-    decode: list[Link] = []
-    alone: list[Link] = []
+    prefill: _Line
+    decode: _Line
+    alone: _Line
 
-    def of(self, stage: Stage) -> list[Link]:
+    def of(self, stage: Stage) -> _Line:
         if stage is Stage.ALONE:
             return self.alone
         return self.decode if stage is Stage.DECODE else self.prefill
@@ -48,16 +51,26 @@ class _Pool(msgspec.Struct):
     def add(self, link: Link) -> None:
         for stage, kinds in KINDS.items():
             if link.route.kind in kinds:
-                self.of(stage).append(link)
+                self.of(stage).links.append(link)
+
+    def emptied(self) -> "_Pool":
+        """Return one without workers that goes on with the turns of this one."""
+        lines = (self.prefill, self.decode, self.alone)
+        return _Pool(*(_Line([], line.turns) for line in lines))
 
 
-_NO_POOL = _Pool()
+def _new_pool() -> _Pool:
+    return _Pool(_Line([], Turns()), _Line([], Turns()), _Line([], Turns()))
+
+
+_NO_POOL = _new_pool()
 
 
 class Upstreams:
     """Owns the links. `on_answering` is called whenever `answering` grows.
 
-    `on_change`: called when other workers, or another table, are in use.
+    `on_change`: called when other workers, or another table, are in use. `by_prefix`: picks depend
+    on how a prompt begins.
     """
 
     def __init__(
@@ -74,8 +87,8 @@ class Upstreams:
         self._sockets = itertools.count(1)
         self._links: dict[str, Link] = {}
         self._leaving: set[Link] = set()
-        self._turns: dict[tuple[str, Stage], Turns] = {}
-        self._prefixes = Prefixes() if policy == "prefix" else None
+        self.by_prefix = policy == "prefix"
+        self._prefixes = Prefixes() if self.by_prefix else None
         self._pools: dict[str, _Pool] = {}
         self._two_stages: frozenset[str] = frozenset()
         self._known: list[str] = []
@@ -113,7 +126,7 @@ class Upstreams:
 
     def choose(self, model: str | None) -> str | Problem:
         """Return the model that a request means, or why there is none."""
-        if model is not None and model in self._pools and self._pools[model].alone:
+        if model is not None and model in self._pools and self._pools[model].alone.links:
             return model
         if self.routes is None:
             return unavailable("The routing table hasn't arrived yet.")
@@ -126,28 +139,20 @@ class Upstreams:
 
         `beginnings`: the prompt's, where the routing asks who has read them.
         """
-        candidates = self._pools.get(model, _NO_POOL).of(stage)
+        line = self._pools.get(model, _NO_POOL).of(stage)
+        candidates, turns = line.links, line.turns
         if tried:
             candidates = [link for link in candidates if link.life not in tried]
         if not candidates:
             return None
-        turns = self._turns.get((model, stage))
-        if turns is None:
-            if len(self._turns) >= TURNS_MAX:
-                self._turns.clear()
-            turns = self._turns.setdefault((model, stage), Turns())
         if self._prefixes is not None and stage is not Stage.DECODE:
             return self._prefixes.pick(candidates, turns, beginnings)
         return self._policy(candidates, turns)
 
-    @property
-    def by_prefix(self) -> bool:
-        """Whether picks depend on how a prompt begins."""
-        return self._prefixes is not None
-
     def others(self, model: str, stage: Stage, tried: AbstractSet[str]) -> int:
         """Count the usable workers that aren't in `tried`."""
-        return sum(link.life not in tried for link in self._pools.get(model, _NO_POOL).of(stage))
+        links = self._pools.get(model, _NO_POOL).of(stage).links
+        return sum(link.life not in tried for link in links)
 
     def alive(self, life: str) -> bool:
         """Whether a life is in the table and its connection stands."""
@@ -156,14 +161,14 @@ class Upstreams:
 
     def in_two_stages(self, model: str) -> bool:
         """Whether requests for `model` go through prefill, if they can."""
-        return model in self._two_stages or bool(self._pools.get(model, _NO_POOL).prefill)
+        return model in self._two_stages or bool(self._pools.get(model, _NO_POOL).prefill.links)
 
     def degraded(self) -> list[str]:
         """Return the models whose prompts decode reads itself: no prefill worker can be used."""
         return sorted(
             model
             for model in self._two_stages & self._pools.keys()
-            if self._pools[model].decode and not self._pools[model].prefill
+            if self._pools[model].decode.links and not self._pools[model].prefill.links
         )
 
     def returning(self, model: str, stage: Stage = Stage.ALONE) -> bool:
@@ -188,7 +193,7 @@ class Upstreams:
 
     def routable(self) -> dict[str, int]:
         """Count the routable workers of every model there is."""
-        return {model: len(self._pools.get(model, _NO_POOL).alone) for model in self._known}
+        return {model: len(self._pools.get(model, _NO_POOL).alone.links) for model in self._known}
 
     def cards(self) -> list[dict[str, Any]]:
         """Return what those who serve say of their models: one entry per model, if routable."""
@@ -224,12 +229,13 @@ class Upstreams:
             if link.usable:
                 for model in _models(link):
                     if model not in pools:
-                        pools[model] = _Pool()
+                        before = self._pools.get(model)
+                        pools[model] = _new_pool() if before is None else before.emptied()
                     pools[model].add(link)
         self._pools = pools
         if self.routes is None:
             return
-        served = [model for model, pool in pools.items() if pool.alone]
+        served = [model for model, pool in pools.items() if pool.alone.links]
         self._known = table.known_models(self.routes, served)
         if self.on_change is not None:
             self.on_change()
