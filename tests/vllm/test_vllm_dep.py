@@ -98,23 +98,6 @@ def test_each_rank_is_routed_by_itself(served):
     eventually(each_has_its_share)
 
 
-def test_a_dense_model_has_no_ranks(served, model_dir):
-    """Told by vLLM itself, once."""
-    text = f"""
-name = "dense"
-model = "{model_dir}"
-[roles.worker]
-engine = "vllm"
-data-parallel = 2
-vllm = {{ dtype = "float32", enforce-eager = true }}
-"""
-    try:
-        done = served("up", "-d", served.file(text, "dense.toml"), code=1, timeout=120)
-        assert "data-parallel is for mixture-of-experts models" in done.stdout.splitlines()[-1]
-    finally:
-        served("down", "dense", "--now", code=None)
-
-
 def replaced(served, before: dict, old, names) -> dict:
     """Wait for both ranks' next life; nothing of the last one is left, nobody else is touched."""
 
