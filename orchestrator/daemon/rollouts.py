@@ -77,6 +77,9 @@ class Rollouts:
             for name, pin in found.kept.pins.items()
             if pin.parked and not units[ReplicaId.parse(name)].state.members
         ]
+        # Told to leave, and wanted again before it was gone: nobody else would ask it to start.
+        left = (ReplicaId.parse(name) for name in found.kept.pins)
+        back = [str(each) for each in left if each not in found.plan.replicas]
         pins = self._pins(found, units, kinds)
         key = _key(found.kept)
         sources = found.kept.sources | {key: found.kept.source}
@@ -84,7 +87,7 @@ class Rollouts:
         coming = [str(each) for each, kind in kinds.items() if kind == "add"]
         coming += [
             each
-            for each in (*found.kept.coming, *parked)
+            for each in (*found.kept.coming, *parked, *back)
             if ReplicaId.parse(each) in proposal.specs
         ]
         spares = proposals.spares(
