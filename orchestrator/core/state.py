@@ -35,7 +35,10 @@ class Phase(enum.Enum):
     FAILED = "failed"
 
 
-AT_REST = frozenset({Phase.STOPPED, Phase.COMPLETED, Phase.FAILED, Phase.READY})
+RESTING = frozenset({Phase.STOPPED, Phase.COMPLETED, Phase.FAILED})
+"""Phases that only an operator ends."""
+
+AT_REST = RESTING | {Phase.READY}
 """Phases without a deadline: nothing is awaited. A ready replica is watched by its lease."""
 
 LIVE = frozenset({Phase.STARTING, Phase.READY, Phase.DRAINING, Phase.STOPPING})

@@ -16,7 +16,7 @@ from msgspec import structs
 from orchestrator.core import events, fleet
 from orchestrator.core.affinity import cpus_of
 from orchestrator.core.gpu_table import Holding
-from orchestrator.core.state import Phase, State, Want
+from orchestrator.core.state import RESTING, State, Want
 from orchestrator.daemon import deployment, routing, snapshot
 from orchestrator.daemon.deployment import Deployment, Kept, StopOrder
 from orchestrator.daemon.publisher import Publisher
@@ -30,7 +30,6 @@ from orchestrator.topology.schema import Topology
 from orchestrator.wire.ids import LifeId, ReplicaId
 
 HOLD_S = 10.0
-RESTING = frozenset({Phase.STOPPED, Phase.COMPLETED, Phase.FAILED})
 
 
 class Deployments:

@@ -20,8 +20,7 @@ from typing import Protocol
 from orchestrator.core import events, gate
 from orchestrator.core.devices import Holder, Memory, Reading, Trouble
 from orchestrator.core.reasons import Cause
-from orchestrator.core.state import LIVE, Hold, Phase, State
-from orchestrator.daemon.deployments import RESTING
+from orchestrator.core.state import LIVE, RESTING, Hold, Phase, State
 from orchestrator.daemon.gate_book import GateBook
 from orchestrator.daemon.launcher import Life
 from orchestrator.daemon.unit import Unit, devices_of, uuids_of

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 
 from orchestrator.core.moves import RESTARTING_AS_ASKED
-from orchestrator.core.state import State, Want
+from orchestrator.core.state import RESTING, State, Want
 from orchestrator.daemon.unit import Unit
 from orchestrator.wire.routes import Blocked, Failures, Route, Routes
 
@@ -63,8 +63,18 @@ def blocked(unit: Unit, now: float) -> Blocked:
     names = list(one.serves.models if one.serves is not None else one.served_names)
     phase, why = unit.state.phase.value, str(unit.state.reason)
     cause = unit.state.reason.cause.value
-    asked = unit.state.want is Want.UP and unit.state.reason == RESTARTING_AS_ASKED
-    return Blocked(str(unit.id), kind_of(unit), names, phase, why, wait_s, cause, asked)
+    up = unit.state.want is Want.UP
+    return Blocked(
+        replica=str(unit.id),
+        kind=kind_of(unit),
+        models=names,
+        phase=phase,
+        reason=why,
+        retry_after_s=wait_s,
+        cause=cause,
+        returns=up and unit.state.reason == RESTARTING_AS_ASKED,
+        recovers=up and unit.state.phase not in RESTING,
+    )
 
 
 def table(topology: str, engine: str, units: Iterable[Unit], version: int, now: float) -> Routes:

@@ -54,7 +54,7 @@ class Frontend(Supervised):
     hold_s: Duration = Field(
         default=30.0,
         description="How long a request may wait while all that serve its model restart because "
-        "they were asked to. After a crash nobody waits.",
+        "they were asked to, or crashed while they had it. Who comes after a crash doesn't wait.",
     )
     liveness: LivenessPolicy = Field(
         default_factory=LivenessPolicy,

@@ -24,6 +24,7 @@ class Blocked(msgspec.Struct, frozen=True):
     """A replica that can't be sent requests now, and why (one sentence).
 
     `cause` is a value of `core.reasons.Cause`. `returns`: it was asked to restart.
+    `recovers`: it is on its way to another life, whatever ended the last.
     """
 
     replica: str
@@ -34,6 +35,7 @@ class Blocked(msgspec.Struct, frozen=True):
     retry_after_s: float
     cause: str = ""
     returns: bool = False
+    recovers: bool = False
 
 
 class Failures(msgspec.Struct, frozen=True):

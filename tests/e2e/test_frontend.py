@@ -270,7 +270,7 @@ def test_a_dead_engine_is_not_the_clients_problem(stage):
 
 
 def test_a_dead_engine_with_no_other_speaks_for_itself(stage):
-    stage.serve("a")
+    stage.serve("a", hold=0)
     status, body = stage.chat(engine_dead="a")
     assert status == 500
     assert "EngineCore" in body["error"]["message"]

@@ -4,6 +4,7 @@ workers, and every way in which one of the two goes wrong before the client has 
 import json
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -192,8 +193,36 @@ def test_decode_dies_before_the_first_byte(stage):
     assert len(used) == len(set(used)), "a ticket was used twice"
 
 
-def test_the_only_decode_dies_before_the_first_byte(stage):
+def recovering(kind: str) -> Blocked:
+    return Blocked(f"t/{kind}-0", kind, ["m"], "starting", "loads", 1.0, "crash", recovers=True)
+
+
+def test_the_only_decode_is_back_before_its_request_has_waited_long(stage):
     stage.pair()
+    stub = {"only": {"d": {"die": True}}}
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, stage, stub=stub)
+        eventually(lambda: stage.received("d"))
+        stage.publish("p", blocked=[recovering("decode")])
+        stage.worker("e", kind="decode")
+        stage.publish("p", "e")
+        status, headers, answer = asked.result(30)
+    assert (status, text(answer)) == (200, "e after p")
+    assert "x-dynorch-degraded" not in headers
+
+
+def test_who_comes_after_the_crash_is_told_at_once(stage):
+    stage.worker("p", kind="prefill")
+    version = stage.publish("p", blocked=[recovering("decode")])
+    stage.frontend()
+    stage.settled(version)
+    status, _, answer = ask(stage)
+    assert status == 503
+    assert "t/decode-0 is starting: loads" in answer["error"]["message"]
+
+
+def test_the_only_decode_dies_before_the_first_byte(stage):
+    stage.pair(hold=0)
     status, _, answer = ask(stage, stub={"only": {"d": {"die": True}}})
     assert status == 503
     assert "no other serves this model" in answer["error"]["message"]

@@ -97,13 +97,12 @@ class Relay:
         run.trouble = _TROUBLES.get(ended.event, run.trouble)
         others = ended.failure is None or bool(
             self._upstreams.others(model, was, run.tried)
-            or self._patience.may_help(model, was, ended.failure)
+            or self._patience.may_help(run, was, ended.failure)
         )
         step = course.step(ended.event, ended.text, others=others)
         if step.move is Move.WAIT:
-            waited = self._patience.wait(model, was, run.client, run.until, run.left_at)
-            if not await waited:
-                await run.client.refuse(self._upstreams.explain(model, was))
+            if not await self._patience.wait(run, was):
+                await self._give_up(run, was)
                 return False
             if run.ticket is None:
                 course.stage = self._entry(run)
@@ -294,6 +293,15 @@ class Relay:
         problem = _problem(exchange.failure, exchange.text)
         sse = _is_stream(exchange.head.headers)
         await client.break_off(problem, sse=sse, whole_events=tail.endswith(_EVENT_ENDS))
+
+    async def _give_up(self, run: Run, stage: Stage) -> None:
+        """Nobody came (back): say why, or else how the last one ended with this request."""
+        crash = run.crash
+        if crash is None or self._upstreams.blocked(run.model, stage):
+            await run.client.refuse(self._upstreams.explain(run.model, stage))
+            return
+        step = Step(Move.END, f"{crash.text}, and no other serves this model")
+        await self._conclude(run, stage, crash, step)
 
     async def _conclude(self, run: Run, stage: Stage, ended: Ended, step: Step) -> None:
         """Answer with what happened; a worker's own complete answer says it best."""

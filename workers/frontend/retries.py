@@ -47,6 +47,8 @@ RULES: dict[Failure, Rule] = {
 assert set(RULES) == set(Failure)
 LEAVING = frozenset({Failure.DRAINING, Failure.UNSENT})
 """The worker is about to go; the table that says so may still be on its way."""
+CRASHED = frozenset({Failure.LOST, Failure.ENGINE_DEAD})
+"""The worker ended with the request; the table that says so is on its way."""
 
 FROM_WIRE = {
     "draining": Failure.DRAINING,

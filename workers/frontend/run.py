@@ -10,7 +10,7 @@ from workers.frontend.exchange import Exchange
 from workers.frontend.intake import Ask, Fields
 from workers.frontend.link import Link
 from workers.frontend.prefix import Chain
-from workers.frontend.retries import LEAVING, Failure
+from workers.frontend.retries import CRASHED, LEAVING, Failure
 from workers.frontend.tickets import Ticket
 
 FAR_PAST = float("-inf")
@@ -36,7 +36,8 @@ class Run:
     """`tried`: who isn't asked again; `avoided`: who is only if there is nobody else.
 
     `splittable`: it may go through two stages. `trouble`: the last that it had on that way, in a
-    word or two; `degraded`: why it left it. `left_at`: when a worker refused it because it leaves.
+    word or two; `degraded`: why it left it. `left_at`: when a worker refused it because it leaves;
+    `crash`: how one ended with it, at `crashed_at`, the last of so many `crashes`.
     """
 
     splittable = False
@@ -46,7 +47,9 @@ class Run:
     trouble = degraded = ""
     deadline: float | None = None
     until = 0.0
-    left_at = FAR_PAST
+    left_at = crashed_at = FAR_PAST
+    crash: Ended | None = None
+    crashes = 0
     avoided: frozenset[str] = frozenset()
 
     def __init__(
@@ -69,6 +72,9 @@ class Run:
         """Keep what the end of a stage says about whom to ask next."""
         if ended.failure in LEAVING:
             self.left_at = asyncio.get_running_loop().time()
+        elif ended.failure in CRASHED:
+            self.crashed_at = asyncio.get_running_loop().time()
+            self.crash, self.crashes = ended, self.crashes + 1
         attempt, stage = ended.attempt, self.course.stage
         if attempt is None or stage is Stage.ALONE:
             return

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.wire.routes import Route, Routes
+from orchestrator.wire.routes import Blocked, Route, Routes
 from orchestrator.wire.sockets import Context
 from workers.frontend import table
 from workers.frontend.course import Stage
@@ -171,11 +171,18 @@ class Upstreams:
             if self._pools[model].decode.links and not self._pools[model].prefill.links
         )
 
+    def blocked(self, model: str, stage: Stage = Stage.ALONE) -> list[Blocked]:
+        """List who is for that stage and can't serve, as the table says."""
+        found = self.routes.blocked if self.routes is not None else []
+        return [one for one in found if model in one.models and one.kind in KINDS[stage]]
+
     def returning(self, model: str, stage: Stage = Stage.ALONE) -> bool:
         """Say whether somebody for that stage was asked to restart, and isn't back yet."""
-        blocked = self.routes.blocked if self.routes is not None else []
-        kinds = KINDS[stage]
-        return any(one.returns and model in one.models and one.kind in kinds for one in blocked)
+        return any(one.returns for one in self.blocked(model, stage))
+
+    def recovering(self, model: str, stage: Stage = Stage.ALONE) -> bool:
+        """Say whether somebody for that stage is on its way to another life."""
+        return any(one.recovers for one in self.blocked(model, stage))
 
     def explain(self, model: str, stage: Stage = Stage.ALONE) -> Problem:
         """Say why nobody serves `model` now."""
