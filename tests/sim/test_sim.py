@@ -20,6 +20,8 @@ from tests.sim.same_instant import Duel
 
 SEEDS = int(os.environ.get("DYNORCH_SIM_SEEDS", "10000"))
 PARTS = 10
+# Only computing is done here, so a machine that is busy otherwise needs its time.
+pytestmark = pytest.mark.timeout(900)
 CELLS: Counter = Counter()
 
 
