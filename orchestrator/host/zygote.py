@@ -17,6 +17,7 @@ could be told. So whenever zygote or daemon may die, there is either a record of
 worker.
 """
 
+import contextlib
 import gc
 import json
 import os
@@ -165,13 +166,19 @@ def _begin(daemon: socket.socket, done: int, home: str) -> Born:
         os._exit(1)
     if "error" in answer:
         shim.withdraw()
-        os.write(done, b"d")
+        _tell(done)
         os._exit(1)
-    os.write(done, b"d")
+    _tell(done)
     os.close(done)
     daemon.close()
     reached("shim.answered")
     return spawn, shim
+
+
+def _tell(done: int) -> None:
+    """Give the socket back to the zygote, if that still lives. If not, this life goes on."""
+    with contextlib.suppress(BrokenPipeError):
+        os.write(done, b"d")
 
 
 def _seed(home: str) -> Seed | None:
