@@ -4,7 +4,6 @@ import os
 import signal
 
 import pytest
-from openai import APIStatusError
 
 from tests.e2e.conftest import zombie
 from tests.e2e.test_up_down import client_of
@@ -44,9 +43,9 @@ def test_a_hang_is_found_explained_and_mended(dynorch, fault):
     dynorch("up", "-d", dynorch.file(HANGS.replace("FAULT", strike)))
     before = dynorch.pid("worker")
     client = client_of(dynorch)
-    with pytest.raises(APIStatusError) as failed:  # the only worker hangs with it, and is killed
-        client.completions.create(model="tiny", prompt="x", max_tokens=4, timeout=30)
-    assert failed.value.status_code == 503
+    # The only worker hangs with it and is killed; the request waits for the next life.
+    answer = client.completions.create(model="tiny", prompt="x", max_tokens=4, timeout=60)
+    assert answer.usage.completion_tokens == 4
 
     def back():
         replica = dynorch.replica("worker")
@@ -66,7 +65,8 @@ def test_an_idle_worker_is_left_alone_and_a_stopped_one_is_not(dynorch):
     # Dozens of round trips and ten canaries, which nobody complains of and nothing counts.
     eventually(lambda: dynorch.status()["daemon"]["uptime_s"] > since + 2, within_s=20)
     assert dynorch.replica("worker")["restarts"] == 0
-    assert dynorch.replica("worker")["workers"][0] == before
+    # A beat may fall between a canary's token and its being taken off again.
+    eventually(lambda: dynorch.replica("worker")["workers"][0] == before)
     os.kill(before["pid"], signal.SIGSTOP)
     eventually(lambda: dynorch.replica("worker")["restarts"] == 1, within_s=30)
     reason = dynorch.replica("worker")["reason"]
