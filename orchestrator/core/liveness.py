@@ -141,7 +141,7 @@ def _findings(vitals: Vitals, policy: Policy) -> Iterator[Finding]:
     yield _aged(vitals.loop_age_s, unready_s, policy.lease.expire_s, _loop(vitals))
     unready_s, dead_s = engine_bounds_s(vitals, policy.liveness)
     yield _aged(vitals.engine_age_s, unready_s, dead_s, _engine(vitals))
-    yield _canary(vitals, policy.liveness)
+    yield _canary(vitals, policy.liveness, owing=vitals.engine_age_s >= unready_s)
     yield _aged(vitals.stalled_s, policy.liveness.stall_s, policy.liveness.stall_s, _stall(vitals))
 
 
@@ -185,12 +185,15 @@ def _stall(vitals: Vitals) -> str:
     return f"requests wait, and no token has come for {vitals.stalled_s:.0f} s"
 
 
-def _canary(vitals: Vitals, policy: Liveness) -> Finding:
+def _canary(vitals: Vitals, policy: Liveness, *, owing: bool) -> Finding:
+    """What the test requests say; that the engine owes an answer too is the deeper reason."""
     missed, fault = vitals.canaries_missed, vitals.canary_fault
     if not missed:
         return WELL
     times = "a request" if missed == 1 else f"{missed} requests in a row"
     sentence = f"{times} for one token, sent as a test, failed: it {fault}"
+    if owing:
+        sentence = f"{_engine(vitals)}, and {sentence}"
     if missed < policy.canary_misses_max:
         return _unready(sentence)
     advice = "it is restarted; its log may tell what is wrong"

@@ -48,6 +48,12 @@ STOPPED = {"suspect": "VLLM::EngineCore (pid 7) is stopped (state T)", "stopped"
         (Vitals(canaries_missed=1, canary_fault="had no answer after 30 s"), MISSED, "no answer"),
         (Vitals(canaries_missed=2, canary_fault="was answered 500"), MISSED, "2 requests in a row"),
         (Vitals(canaries_missed=3, canary_fault="was answered 500"), EXPIRED, "was answered 500"),
+        # The canaries give it up first; the question that the engine owes is the deeper reason.
+        (
+            Vitals(canaries_missed=3, canary_fault="had no answer", engine_age_s=31.0),
+            EXPIRED,
+            "the engine hasn't answered for 31 s, and 3 requests in a row",
+        ),
         # Of several complaints the worst, and of equals the loop: nothing else is asked then.
         (Vitals(loop_age_s=6, engine_age_s=45), EXPIRED, "the engine"),
         (Vitals(loop_age_s=6, engine_age_s=16), MISSED, "loop"),
