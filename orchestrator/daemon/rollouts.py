@@ -124,10 +124,13 @@ class Rollouts:
         key = _key(found.kept)
         for replica, unit in units.items():
             old = found.kept.pins.get(str(replica))
-            told = old is not None and unit.next is not None
+            leaves = kinds[replica] == "remove"
+            # Who was told to have another life, and is to leave now, hasn't heard of that yet.
+            heard = replica not in found.plan.replicas if leaves else unit.next is not None
+            told = old is not None and heard
             if kinds[replica] in {"restart", "remove"} or told:
                 rests = not unit.state.members and unit.state.want is Want.DOWN
-                if rests and kinds[replica] != "remove":
+                if rests and not leaves:
                     continue  # its next life, whenever that is, will be the new one
                 pins[str(replica)] = Pin(
                     source=old.source if old is not None else key,

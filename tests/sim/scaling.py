@@ -1,8 +1,8 @@
 """Fleets that are scaled while everything goes wrong: the daemon's rollouts, made-up processes.
 
-A seed is a history. Somebody scales a role up and down, applies the file again and changes his
-mind; replicas crash, can't be born and take their time to end; the daemon is killed and the next
-one takes over. Then the faults stop.
+A seed is a history. Somebody scales a role up and down, restarts it one by one, applies the file
+again and changes his mind; replicas crash, can't be born and take their time to end; the daemon is
+killed and the next one takes over. Then the faults stop.
 
 The oracle counts processes, which it gave birth to and buried itself, and never looks at what the
 daemon believes. Of a role there are never more replicas with processes than the largest number
@@ -140,9 +140,12 @@ class Run:
         elif luck < 0.36:
             self.wanted, self.most = IN_FILE, max(self.most, IN_FILE)
             self.yard.ask("up", file=str(self.file), engine="sim")
-        elif luck < 0.44:
+        elif luck < 0.42:
+            self.most += 1  # one may stand in for who has its turn
+            self.yard.ask("restart", target="s/worker", rolling=True)
+        elif luck < 0.50:
             self.die()
-        elif luck < 0.65:
+        elif luck < 0.68:
             self.crash()
         else:
             for _ in range(rng.randint(1, 4)):
