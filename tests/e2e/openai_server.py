@@ -1,16 +1,19 @@
 """A tiny OpenAI server, as a plain command: `python -m tests.e2e.openai_server PORT MODEL LOG`.
 
 It writes each request to LOG, and "gone" when a client breaks off a stream. The prompt says what it
-does: "hang" begins a stream and never ends it, "die" ends the process, "error" answers 500.
+does: "hang" begins a stream and never ends it, "half" stops for ever within its third event, "die"
+ends the process, "error" answers 500, "binary" streams bytes that are no events and stops likewise.
 """
 
 import json
 import os
 import sys
+import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 _, PORT, MODEL, LOG = sys.argv
+HALF = b'data: {"choices":[{"te'
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -40,27 +43,37 @@ class Handler(BaseHTTPRequestHandler):
             os._exit(3)
         if prompt == "error":
             self.answer(500, {"error": {"message": "no luck today", "type": "x", "code": 500}})
+        elif prompt == "binary":
+            self.begin("application/octet-stream")
+            self.chunk(HALF)
+            threading.Event().wait()
         elif request.get("stream"):
             self.stream(prompt)
         else:
             self.answer(200, {"choices": [{"text": f"echo {prompt}"}], "model": MODEL})
 
     def stream(self, prompt):
-        self.send_response(200)
-        self.send_header("content-type", "text/event-stream")
-        self.send_header("transfer-encoding", "chunked")
-        self.send_header("x-upstream", "yes")
-        self.end_headers()
+        self.begin("text/event-stream")
         try:
             number = 0
             while number < 3 or prompt == "hang":
                 number += 1
+                if number == 3 and prompt == "half":
+                    self.chunk(HALF)
+                    threading.Event().wait()
                 self.chunk(b'data: {"choices":[{"text":"%d"}]}\n\n' % number)
             self.chunk(b"data: [DONE]\n\n")
             self.chunk(b"")
         except OSError:
             self.note("gone")
             self.close_connection = True
+
+    def begin(self, content_type):
+        self.send_response(200)
+        self.send_header("content-type", content_type)
+        self.send_header("transfer-encoding", "chunked")
+        self.send_header("x-upstream", "yes")
+        self.end_headers()
 
     def chunk(self, data):
         self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))

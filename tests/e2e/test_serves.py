@@ -61,6 +61,16 @@ class Two:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
 
+def unchunked(data: bytes) -> bytes:
+    """Return a chunked body that is complete."""
+    whole = b""
+    while (size := int(data.partition(b"\r\n")[0], 16)) > 0:
+        start = data.index(b"\r\n") + 2
+        whole, data = whole + data[start : start + size], data[start + size + 2 :]
+    assert data == b"0\r\n\r\n"
+    return whole
+
+
 @pytest.fixture
 def two(dynorch):
     return Two(dynorch)
@@ -95,13 +105,26 @@ def test_a_client_that_leaves_breaks_the_stream_off(two):
     eventually(lambda: "gone" in two.received())
 
 
-def test_a_server_that_dies_is_told_and_comes_back(two):
-    with two.stream("hang") as sock:
-        read_until(sock, b"data: ")
+def test_a_stream_that_is_cut_within_an_event_ends_with_whole_ones(two):
+    with two.stream("half") as sock:
+        first = read_until(sock, b'"2"}]}\n\n')
         os.kill(two.dynorch.pid("other"), signal.SIGKILL)
-        # Cut off within an event, nothing more can be said; the answer stays visibly incomplete.
-        ending = read_all(sock)[-2000:]
-        assert b'data: {"error"' in ending or not ending.endswith(b"0\r\n\r\n")
+        body = unchunked((first + read_all(sock)).partition(b"\r\n\r\n")[2])
+    *told, error, done, nothing = body.split(b"\n\n")
+    assert told == [b'data: {"choices":[{"text":"%d"}]}' % number for number in (1, 2)]
+    assert "two/other-0.0#1" in json.loads(error.removeprefix(b"data: "))["error"]["message"]
+    assert (done, nothing) == (b"data: [DONE]", b"")
+
+
+def test_what_is_no_stream_of_events_is_passed_on_as_it_comes(two):
+    with two.stream("binary") as sock:
+        first = read_until(sock, b'"te')
+        os.kill(two.dynorch.pid("other"), signal.SIGKILL)
+        assert not (first + read_all(sock)).endswith(b"0\r\n\r\n")
+
+
+def test_a_server_that_dies_comes_back(two):
+    os.kill(two.dynorch.pid("other"), signal.SIGKILL)
     eventually(lambda: two.ask(prompt="again").status == 200, within_s=30)
     answer = two.ask(prompt="die")
     assert answer.status == 503

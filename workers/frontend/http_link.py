@@ -2,7 +2,8 @@
 
 It is used like any link. What it lacks is the connection whose end says that a process is gone: the
 daemon watches the process, and a connection that is refused makes it unusable here until it
-answers a question again. It gets what our workers get: nothing that only we may set.
+answers a question again. It gets what our workers get: nothing that only we may set. Of a stream of
+events its client gets whole ones, so that a stream which is cut can still end with an error.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import aiohttp
 from yarl import URL
 
 from orchestrator.wire.plane import Head
+from workers.frontend.events import WholeEvents, is_stream
 from workers.frontend.exchange import Sink
 from workers.frontend.intake import Ask
 from workers.frontend.link import ASK_AGAIN_S, Link, State
@@ -110,13 +112,20 @@ class HttpLink(Link):
         async with self._session.request(
             ask.method, url, data=ask.body or None, headers=headers, allow_redirects=False
         ) as response:
+            head = Head(number, response.status, list(response.raw_headers))
             sink = self._sinks.get(number)
             if sink is not None:
-                sink.begin(Head(number, response.status, list(response.raw_headers)))
+                sink.begin(head)
+            events = WholeEvents() if is_stream(head.headers) else None
             async for data in response.content.iter_any():
-                sink = self._sinks.get(number)
-                if sink is not None:
-                    sink.add(data)
+                self._add(number, data if events is None else events.take(data))
+            if events is not None:
+                self._add(number, events.rest())
+
+    def _add(self, number: int, data: bytes) -> None:
+        sink = self._sinks.get(number)
+        if sink is not None and data:
+            sink.add(data)
 
     def _unreachable(self, text: str) -> None:
         """Send no more there until it has answered a question."""

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Callable
 
 from orchestrator.wire.plane import Headers
-from workers.frontend import prefix, problems, retries, stages, tickets
+from workers.frontend import events, prefix, problems, retries, stages, tickets
 from workers.frontend.client import Client
 from workers.frontend.course import Course, Event, Move, Stage, Step, event_of
 from workers.frontend.exchange import Exchange
@@ -29,7 +29,6 @@ from workers.frontend.run import Attempt, Ended, Run
 from workers.frontend.tickets import Ticket, Void
 from workers.frontend.upstreams import Upstreams
 
-_EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 _TROUBLES = {
     Event.BARE: "no ticket",
     Event.BROKEN: "prefill failed",
@@ -291,8 +290,8 @@ class Relay:
                 return
         self._metrics.broke(exchange.failure.name.lower())
         problem = _problem(exchange.failure, exchange.text)
-        sse = _is_stream(exchange.head.headers)
-        await client.break_off(problem, sse=sse, whole_events=tail.endswith(_EVENT_ENDS))
+        sse = events.is_stream(exchange.head.headers)
+        await client.break_off(problem, sse=sse, whole_events=tail.endswith(events.ENDS))
 
     async def _give_up(self, run: Run, stage: Stage) -> None:
         """Nobody came (back): say why, or else how the last one ended with this request."""
@@ -355,10 +354,3 @@ def _problem(failure: Failure, text: str) -> Problem:
     if failure is Failure.APP_ERROR:
         return problems.internal(f"The worker failed on this request: {text}")
     return problems.unavailable(f"The request could not be completed: {text}.")
-
-
-def _is_stream(headers: Headers) -> bool:
-    return any(
-        name.lower() == b"content-type" and value.startswith(b"text/event-stream")
-        for name, value in headers
-    )
