@@ -94,7 +94,7 @@ def _step(name: str, act: Callable[[], str]) -> None:
 
 def _up(file: Path, engine: str) -> str:
     try:
-        code = lifecycle.up(file, engine, detach=True, banner=False)
+        code = lifecycle.up(file, engine, detach=True, banner=False, ci=True)
     except typer.Exit as refused:
         code = refused.exit_code
     if code == INTERRUPTED:

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -108,9 +109,12 @@ def test_without_a_daemon_a_look_is_3_and_starts_none(monkeypatch, capsys, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("option", "told"), [("--ci", 120.0), ("--exit-on-failed", None)])
+@pytest.mark.parametrize(
+    ("verb", "told"),
+    [(("up", "--ci"), 120.0), (("smoke",), 120.0), (("up", "--exit-on-failed"), None)],
+)
 def test_a_build_tells_the_daemon_how_long_a_gpu_is_worth_waiting_for(
-    monkeypatch, capsys, short_path, option, told
+    monkeypatch, capsys, short_path, verb, told
 ):
     asked = {}
 
@@ -121,9 +125,10 @@ def test_a_build_tells_the_daemon_how_long_a_gpu_is_worth_waiting_for(
     monkeypatch.setenv("DYNORCH_RUN_DIR", str(short_path / "run"))
     monkeypatch.setenv("DYNORCH_STATE_DIR", str(short_path / "state"))
     monkeypatch.setattr(lifecycle, "call_or_start", refuse)
+    monkeypatch.setattr(tempfile, "tempdir", str(short_path))  # a smoke that fails keeps its logs
     file = short_path / "t.toml"
     file.write_text('name = "t"\n[processes.p]\ncommand = ["true"]\n')
-    assert run(monkeypatch, "up", option, str(file)) == 1
+    assert run(monkeypatch, *verb, str(file)) == 1
     assert asked == {"up": told}
 
 
