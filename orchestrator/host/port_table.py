@@ -17,7 +17,6 @@ They come from below the range that the kernel gives to clients, or else an outg
 could take one. The table is a file: the next daemon knows what is taken and what rests.
 """
 
-import contextlib
 import errno
 import socket
 import time
@@ -143,7 +142,9 @@ class PortTable:
             self.release(owner)
             return self.take(owner, count), trouble
         if owner not in self._held:  # the daemon before held them
-            self._held[owner] = [_share(port) for port in mine]
+            held = (_hold(port, again=True) for port in mine)
+            # Where somebody was faster, the worker will say so.
+            self._held[owner] = [one for one in held if one is not None]
         return mine[0], ""
 
     def release(self, owner: str) -> None:
@@ -219,7 +220,7 @@ def _bind_all(block: range) -> tuple[list[socket.socket], int]:
     """Bind all of them, or none: then also say which one is taken."""
     held: list[socket.socket] = []
     for port in block:
-        one = _bind(port)
+        one = _hold(port)
         if one is None:
             for each in held:
                 each.close()
@@ -228,18 +229,13 @@ def _bind_all(block: range) -> tuple[list[socket.socket], int]:
     return held, 0
 
 
-def _share(port: int) -> socket.socket:
-    """Hold a port that was found without a listener; connections of an old life don't count."""
-    held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    with contextlib.suppress(OSError):  # somebody was faster; the worker will say so
-        held.bind(("0.0.0.0", port))  # noqa: S104 - any listener is found, not served
-    return held
+def _hold(port: int, *, again: bool = False) -> socket.socket | None:
+    """Bind it as nobody else could, and hold it so that its listener can; None if it is taken.
 
-
-def _bind(port: int) -> socket.socket | None:
-    """Bind it as nobody else could, and hold it so that its listener can; None if it is taken."""
+    `again`: it was found without a listener; connections of an old life don't count.
+    """
     held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, again)
     try:
         held.bind(("0.0.0.0", port))  # noqa: S104 - any listener is found, not served
     except OSError as error:

@@ -35,7 +35,7 @@ class Tables:
 def free_block(count: int) -> int:
     """The first of so many free ports in a row."""
     for first in range(port_table.span()[0], port_table.span()[-1], count):
-        held = [port_table._bind(port) for port in range(first, first + count)]
+        held = [port_table._hold(port) for port in range(first, first + count)]
         free = all(held)
         for one in held:
             if one is not None:
