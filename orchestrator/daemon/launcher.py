@@ -194,6 +194,8 @@ class Launcher:
         here.link = ShimLink.connect(here.directory, lambda event: self._heard(here, event))
         here.record = here.link.record
         note(here.unit.of(here.id), here.record)
+        # They may have changed since the shim was asked for.
+        here.link.limit_log(here.unit.spec.log_max_bytes, here.unit.spec.log_backups)
         for action in here.orders.values():
             self._give(here.link, action)
 
@@ -328,8 +330,6 @@ class Launcher:
             self._forget(here)
             return Nothing()
         assert here.record is not None, "a link has a record"
-        assert here.link is not None, "it was just made"
-        here.link.limit_log(unit.spec.log_max_bytes, unit.spec.log_backups)
         self._ports.show(unit, life)
         return Alive(pid=here.record.shim.pid)
 

@@ -293,8 +293,10 @@ def test_stopping_what_is_gone_needs_no_answer(yard):
     assert yard.posted == []
 
 
-def test_an_order_before_the_shim_answers_is_given_to_it(yard, monkeypatch):
-    given = []
+@pytest.fixture
+def given(monkeypatch):
+    """What a shim was told, whoever it is."""
+    told = []
 
     class Link:
         record = SimpleNamespace(protocol=1, log_from=0, main=None)
@@ -303,13 +305,20 @@ def test_an_order_before_the_shim_answers_is_given_to_it(yard, monkeypatch):
         def connect(cls, directory, on_event):
             return cls()
 
+        def limit_log(self, max_bytes, backups):
+            told.append(("limit", max_bytes, backups))
+
         def stop(self, grace_s, linger_s):
-            given.append(("stop", grace_s, linger_s))
+            told.append(("stop", grace_s, linger_s))
 
         def kill(self):
-            given.append(("kill",))
+            told.append(("kill",))
 
     monkeypatch.setattr(module, "ShimLink", Link)
+    return told
+
+
+def test_an_order_before_the_shim_answers_is_given_to_it(yard, given):
     yard.perform("chain/a-0", a.Spawn(0, 1))
     yard.perform("chain/a-0", a.Stop(0, 1, 5.0, 1.0))
     yard.perform("chain/a-0", a.Stop(0, 1, 3.0, 1.0))
@@ -318,7 +327,17 @@ def test_an_order_before_the_shim_answers_is_given_to_it(yard, monkeypatch):
     yard.zygote.asked[0][1].set_result(77)
     yard.stage.turn()
     assert [event for _, event in yard.posted] == [e.Spawned(0, 1, 77)]
-    assert given == [("stop", 3.0, 1.0), ("kill",)]
+    assert given[-2:] == [("stop", 3.0, 1.0), ("kill",)]
+
+
+def test_other_log_limits_that_come_while_a_life_is_born_reach_its_shim(yard, given):
+    unit = yard.stage.unit("chain/a-0")
+    yard.perform("chain/a-0", a.Spawn(0, 1))
+    unit.spec = replace(unit.spec, log_max_bytes=4096, log_backups=9)
+    yard.launcher.limit_logs(unit)
+    yard.zygote.asked[0][1].set_result(77)
+    yard.stage.turn()
+    assert given == [("limit", 4096, 9)]
 
 
 def test_a_drain_goes_over_the_control_socket(yard):
