@@ -92,7 +92,8 @@ class Changes:
             changes = await self._first(kept, topology)
         else:
             changes = await self._change(present, kept, topology)
-        self._deployments.start_all(topology.name)
+        concerned = frozenset(each.replica for each in changes if each.kind != "unchanged")
+        self._deployments.start_all(topology.name, concerned or None)
         if up.watch_pid:
             self._watch(self._deployments.by_name[topology.name], up.watch_pid)
         return _reply(topology.name, present is not None, changes)

@@ -16,7 +16,7 @@ from msgspec import structs
 from orchestrator.core import events, fleet
 from orchestrator.core.affinity import cpus_of
 from orchestrator.core.gpu_table import Holding
-from orchestrator.core.state import RESTING, State, Want
+from orchestrator.core.state import RESTING, Phase, State, Want
 from orchestrator.daemon import deployment, routing, snapshot
 from orchestrator.daemon.deployment import Deployment, Kept, StopOrder
 from orchestrator.daemon.publisher import Publisher
@@ -115,17 +115,23 @@ class Deployments:
         """What the daemon before had up, by its file; None: it can't be read."""
         return {path: _kept(path) for path in sorted(self._run_dir.topologies.glob("*.json"))}
 
-    def start_all(self, name: str) -> None:
+    def start_all(self, name: str, concerned: frozenset[ReplicaId] | None = None) -> None:
         """Ask every unit to start that is at rest, or on its way there because it was stopped.
 
-        Not those that a rollout sees to.
+        Not those that a rollout sees to, nor a oneshot that has done its work. `concerned`: by a
+        change of the file, None if it is the same; who has failed, and isn't, is left alone.
         """
         kept = self.by_name[name].kept
         for unit in self.units(name):
             if str(unit.id) in kept.pins or str(unit.id) in kept.coming:
                 continue
+            phase, is_concerned = unit.state.phase, unit.id in (concerned or ())
+            done = phase is Phase.COMPLETED and unit.policy.oneshot
+            given_up = phase is Phase.FAILED and concerned is not None
+            if (done or given_up) and not is_concerned:
+                continue
             self.spare(unit)  # or a stop that this overtakes would be waited for, for ever
-            if unit.state.phase in RESTING or unit.state.want is Want.DOWN:
+            if phase in RESTING or unit.state.want is Want.DOWN:
                 self._supervisor.request(unit, events.StartRequested)
 
     def begin_down(self, found: Deployment, *, at_once: bool) -> None:

@@ -56,19 +56,24 @@ def test_statement_61_only_what_a_change_concerns_restarts(dynorch):
     dynorch("up", "-d", dynorch.file(TWO))
     assert pids(dynorch) == before
     budget = TWO.replace("[processes", "[roles.worker.restart]\nintensity = 9\n[processes")
-    budget += "[log]\nbackups = 2\n[stop]\ndrain = '20s'\n"
+    budget += "[log]\nbackups = 2\n[stop]\ndrain = '20s'\n[liveness]\nbusy = '3m'\n"
+    budget = budget.replace("[processes.side]", '[processes.side]\nready = { exec = ["true"] }')
+    budget += "[processes.side.live]\nexec = ['true']\nperiod = '9s'\n"
     forecast = dynorch("up", "--dry-run", dynorch.file(budget)).stdout
     assert "restart" not in forecast.splitlines()[0]
-    assert "intensity" in forecast
+    for what in ("intensity", "backups", "drain", "busy", "ready", "live"):
+        assert what in forecast
     dynorch("up", "-d", dynorch.file(budget))
     assert pids(dynorch) == before
-    asked = budget.replace('"sleep", "1000"', '"sleep", "1001"')
+    asked = budget.replace("[processes.side]", '[processes.side]\nenv = { COLOUR = "green" }')
     file = dynorch.file(asked)
     assert dynorch("up", "--dry-run", file).stdout == dynorch("plan", "--diff", file).stdout
     said = dynorch("up", "-d", file).stdout
     assert said.startswith("agg: 1 to restart\n  restart agg/side-0\n")
     assert lives(dynorch) == {"frontend-0": 1, "worker-0": 1, "worker-1": 1, "side-0": 2}
     assert dynorch("plan", "--diff", file).stdout == "agg: nothing changes\n"
+    assert dynorch("up", "-d", dynorch.file(asked.replace("red", "blue"))).returncode == 0
+    assert lives(dynorch) == {"frontend-0": 1, "worker-0": 2, "worker-1": 2, "side-0": 2}
 
 
 def test_other_limits_of_logs_count_at_once(dynorch):
@@ -159,15 +164,18 @@ def test_a_scale_lasts_until_the_file_is_applied_again(dynorch):
 
 
 def test_statement_33_a_failed_replica_starts_again_on_start_and_on_its_own_change(dynorch):
-    text = TWO + '[processes.bad]\ncommand = ["no-such-program"]\n'
+    text = TWO + '[processes.bad]\ncommand = ["no-such-program"]\nstart = { settle = "3s" }\n'
     dynorch("up", "-d", dynorch.file(text), code=1)
     assert lives(dynorch)["bad-0"] == 1
     dynorch("start", "agg/bad", code=1)
     assert lives(dynorch)["bad-0"] == 2
     dynorch("restart", "--rolling", "agg/side", code=None)
     dynorch("scale", "worker=3", code=1)
+    other = text.replace('"sleep", "1000"', '"sleep", "1001"')
+    assert "no-such-program" in dynorch("up", "-d", dynorch.file(other), code=1).stdout
+    assert lives(dynorch)["side-0"] == 3
     assert lives(dynorch)["bad-0"] == 2
-    dynorch("up", "-d", dynorch.file(text.replace('"no-such-program"', '"sleep", "1000"')))
+    dynorch("up", "-d", dynorch.file(other.replace('"no-such-program"', '"sleep", "1000"')))
     assert lives(dynorch)["bad-0"] == 3
     assert dynorch.replica("bad")["phase"] == "ready"
 

@@ -102,6 +102,51 @@ def test_up_again_starts_what_is_at_rest(desk):
     assert desk.stage.ordered() == ["chain/a-0"]
 
 
+def gave_up(desk, text: str):
+    """Up, with `chain/a` given up and all others at rest."""
+    desk.up(text)
+    unit = desk.stage.unit("chain/a-0")
+    desk.stage.born(unit)
+    desk.stage.post(unit, e.MainExited, 2 << 8)
+    desk.stage.empty(unit, 2 << 8)
+    assert desk.stage.phase("chain/a-0") == "failed"
+    desk.stage.forget()
+    return unit
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "starts"),
+    [
+        ("", "", True),  # nothing has changed: it is asked for once more
+        ('command = ["c"]', 'command = ["other"]', False),
+        ('command = ["c"]', 'command = ["c"]\nstop = { grace = "61s" }', False),
+        ('command = ["a"]', 'command = ["other"]', True),
+        ('"never"', '"never", attempts = 9', True),
+    ],
+)
+def test_statement_33_who_failed_starts_again_with_a_change_of_its_own(desk, was, becomes, starts):
+    text = CHAIN.replace('command = ["a"]', 'command = ["a"]\nrestart = { policy = "never" }')
+    unit = gave_up(desk, text)
+    before = unit.state.incarnation
+    assert desk.up(text.replace(was, becomes)).code == 0
+    assert (unit.state.incarnation > before) == starts
+    assert (desk.stage.phase("chain/a-0") == "failed") != starts
+
+
+def test_statement_61_up_again_repeats_nothing_that_is_done(desk):
+    text = CHAIN.replace('command = ["a"]', 'command = ["a"]\noneshot = true')
+    desk.up(text)
+    unit = desk.stage.unit("chain/a-0")
+    desk.stage.born(unit)
+    desk.stage.post(unit, e.MainExited, 0)
+    desk.stage.empty(unit, 0)
+    assert desk.stage.phase("chain/a-0") == "completed"
+    desk.up(text)
+    assert (desk.stage.phase("chain/a-0"), unit.state.incarnation) == ("completed", 1)
+    desk.up(text.replace('command = ["a"]', 'command = ["other"]'))
+    assert unit.state.incarnation == 2
+
+
 def test_everything_that_is_wrong_with_a_file_is_said_at_once(desk):
     reply = desk.up(AGG.replace("kind", "knid").replace("port", "prot"))
     assert reply.code == 2
