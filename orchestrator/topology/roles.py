@@ -98,6 +98,11 @@ class Sim(Table):
     max_model_len: int = Field(
         default=32_768, ge=2, description="Prompt and answer together, in tokens."
     )
+    today: str | None = Field(
+        default=None,
+        description="Date that its chat template prints. Prefill and decode with different ones "
+        "are a request at midnight.",
+    )
     faults: tuple[Fault, ...] = Field(default=(), strict=False, description="Failures to play.")
     pinned: bool = Field(
         default=False,

@@ -19,7 +19,7 @@ model = "tiny"
 port = REFERENCE
 [roles.worker]
 engine = "sim"
-sim = { startup = "0s", max-model-len = 1024 }
+sim = { startup = "0s", max-model-len = 1024, TODAY }
 """
 TOPOLOGY = """
 name = "dg"
@@ -31,7 +31,7 @@ retries = 3
 kind = "prefill"
 replicas = PREFILLS
 engine = "sim"
-sim = { startup = "0s", max-model-len = 1024, kv-blocks = 64 }
+sim = { startup = "0s", max-model-len = 1024, kv-blocks = 64, TODAY }
 QUICK
 [roles.decode]
 kind = "decode"
@@ -93,16 +93,17 @@ class Pair:
         decodes: int = 1,
         kv: str = "",
         decode: str = "",
+        today: str = "",
     ) -> None:
         self.dynorch = dynorch
         self.reference = next(p for p in iter(free_port, None) if 1024 <= p <= 49151)
         text = TOPOLOGY.replace("PREFILLS", str(prefills)).replace("DECODES", str(decodes))
         text = text.replace("KV\n", kv + "\n").replace("QUICK", QUICK)
         text = text.replace("DECODE", decode or "faults = []")
-        self.file = dynorch.file(text, "dg.toml")
-        dynorch(
-            "up", "-d", dynorch.file(REFERENCE.replace("REFERENCE", str(self.reference)), "r.toml")
-        )
+        dated = f'today = "{today}"' if today else "faults = []"
+        self.file = dynorch.file(text.replace("TODAY", dated), "dg.toml")
+        reference = REFERENCE.replace("REFERENCE", str(self.reference))
+        dynorch("up", "-d", dynorch.file(reference.replace("TODAY", dated), "r.toml"))
         dynorch("up", "-d", self.file)
 
     def ask(self, path: str, body: dict) -> Answer:

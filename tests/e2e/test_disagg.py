@@ -54,6 +54,21 @@ def test_a_request_that_is_wrong_is_told_so_in_the_same_words(dynorch):
         assert answer.plain["error"]["message"] in str(told.value)
 
 
+def test_a_chat_whose_template_prints_another_date_in_each_stage(dynorch):
+    """It is midnight between them: decode must go on from the tokens that prefill has read."""
+    pair = Pair(dynorch, decode='today = "1 January"', today="31 December")
+    for number, more in enumerate(({}, {"stream": True}, {"return_token_ids": True}), start=1):
+        body = {"model": "tiny", "messages": HI, "max_tokens": 12, **more}
+        answer = pair.ask(CHAT, body)
+        assert (answer.status, answer.plain) == (200, pair.expected(CHAT, body))
+        assert pair.used() == number
+    dynorch("stop", "dg/prefill")
+    alone = pair.ask(CHAT, body)
+    assert alone.status == 200
+    assert "x-dynorch-degraded" in alone.headers
+    assert alone.plain != pair.expected(CHAT, body)
+
+
 @pytest.fixture(params=["recompute", "fail"])
 def pair(dynorch, request):
     """One of each, transfers so slow that there is time to kill in them, and few blocks."""

@@ -53,6 +53,7 @@ def test_one_prompt_is_split(path, body):
         (COMPLETIONS, {"prompt": "x", "truncate_prompt_tokens": -1}, "prompt truncation"),
         (COMPLETIONS, {"prompt": "x", "prompt_embeds": "AA=="}, "prompt embeddings"),
         (CHAT, {"messages": HI, "echo": 1}, "echo"),
+        (CHAT, {"messages": HI, "return_prompt_text": True}, "prompt text"),
         (CHAT, {"messages": "hi"}, "no messages"),
         (CHAT, {"messages": [{"role": "user", "content": [{"image_url": {"url": "u"}}]}]}, "media"),
         ("/v1/responses", {"input": "x"}, "another API"),
@@ -81,7 +82,7 @@ def test_what_prefill_gets():
     assert json.loads(sent.body) == {
         "model": "m", "messages": HI, "stream": False, "max_tokens": 1, "max_completion_tokens": 1,
         "temperature": 0, "tools": [{"type": "function"}], "cache_salt": "s", "priority": 2,
-        "kv_transfer_params": {
+        "return_token_ids": True, "kv_transfer_params": {
             "do_remote_decode": True, "do_remote_prefill": False, "remote_engine_id": None,
             "remote_block_ids": None, "remote_host": None, "remote_port": None,
         },
@@ -94,6 +95,8 @@ def test_a_completion_has_no_limit_of_a_chat():
     ask, fields = made(COMPLETIONS, {"prompt": "x", "max_completion_tokens": 7})
     sent = json.loads(stages.prefill_ask(ask, fields).body)
     assert (sent["max_tokens"], "max_completion_tokens" in sent) == (1, False)
+    # Its prompt needs no template: both stages read the same text, so they see the same tokens.
+    assert "return_token_ids" not in sent
 
 
 def test_the_prompt_reaches_prefill_byte_for_byte():

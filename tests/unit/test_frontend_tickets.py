@@ -39,6 +39,23 @@ def test_parameters_come_out_as_they_came_in():
     assert made.spend(b"d", 1.0, alive=True) == text
 
 
+@pytest.mark.parametrize("body", ['"prompt_token_ids":[5, 6]', '"prompt_token_ids" : [5, 6] '])
+def test_the_prompt_s_tokens_come_out_with_them(body):
+    text = f'{{{body},"kv_transfer_params":{json.dumps(PARAMS)}}}'.encode()
+    made = issue(text, life="l", digest=b"d", now=0, lease_s=LEASE_S)
+    assert isinstance(made, Ticket)
+    spent = made.spend(b"d", 1.0, alive=True)
+    assert json.loads(spent) == PARAMS | {"prompt_token_ids": [5, 6]}
+
+
+@pytest.mark.parametrize("ids", ["null", "[]", '"x"', "{}", "7"])
+def test_what_is_no_list_of_tokens_is_kept_from_decode(ids):
+    text = f'{{"prompt_token_ids":{ids},"kv_transfer_params":{json.dumps(PARAMS)}}}'.encode()
+    made = issue(text, life="l", digest=b"d", now=0, lease_s=LEASE_S)
+    assert isinstance(made, Ticket)
+    assert json.loads(made.spend(b"d", 1.0, alive=True)) == PARAMS
+
+
 def test_once():
     one = ticket()
     assert isinstance(one.spend(b"mine", 1.0, alive=True), bytes)

@@ -298,3 +298,42 @@ def test_death_in_a_stream_is_said_in_it():
     assert events[-1]["error"] == {
         "message": "gone", "type": "InternalServerError", "param": None, "code": 500,
     }  # fmt: skip
+
+
+def test_a_template_that_prints_the_date():
+    plain = ask(CHAT, {"messages": HELLO, "max_tokens": 5, "return_token_ids": True}).json
+    body = {"messages": HELLO, "max_tokens": 5, "return_token_ids": True}
+    dated = ask(CHAT, body, options={"today": "31 December"}).json
+    assert "31 December" in tokens.decode(dated["prompt_token_ids"])
+    assert dated["prompt_token_ids"] != plain["prompt_token_ids"]
+    assert dated["choices"][0]["message"] != plain["choices"][0]["message"]
+    counted = ask("/tokenize", {"messages": HELLO}, options={"today": "31 December"}).json
+    assert counted["tokens"] == dated["prompt_token_ids"]
+
+
+def test_tokens_that_prefill_forwards_are_the_prompt():
+    """As in vLLM: of a chat the messages aren't rendered then, of a completion it's no key."""
+    first = ask(CHAT, {"messages": HELLO, "max_tokens": 5, "return_token_ids": True},
+                options={"today": "31 December"}).json  # fmt: skip
+    body = {
+        "messages": HELLO, "max_tokens": 5, "return_token_ids": True,
+        "kv_transfer_params": {"prompt_token_ids": first["prompt_token_ids"]},
+    }  # fmt: skip
+    second = ask(CHAT, body, options={"today": "1 January"}).json
+    assert second["choices"] == first["choices"]
+    assert second["prompt_token_ids"] == first["prompt_token_ids"]
+    assert second["usage"] == first["usage"]
+    told = {"prompt": "hello", "kv_transfer_params": {"prompt_token_ids": [1, 2, 3]}}
+    assert ask(COMPLETE, told).json["usage"]["prompt_tokens"] == 5
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [([], "non-empty list"), ("x", "non-empty list"), ([-1], "non-negative"), ([True], "non-neg"),
+     ([10**6], "out of vocabulary")],
+)  # fmt: skip
+def test_wrong_tokens_are_refused(ids, said):
+    answer = ask(CHAT, {"messages": HELLO, "kv_transfer_params": {"prompt_token_ids": ids}})
+    assert answer.status == 400
+    assert said in answer.json["error"]["message"]
+    assert answer.json["error"]["param"] == "kv_transfer_params.prompt_token_ids"

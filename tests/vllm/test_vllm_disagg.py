@@ -188,6 +188,22 @@ def test_somebody_elses_parameters_are_of_no_use_to_a_client(reference, served):
     read_by_decode(served, reference, "chat", theirs)
 
 
+def test_decode_takes_prefills_tokens_for_its_prompt(reference, served):
+    """Whatever its own template makes of the messages, as when midnight is between the stages."""
+    path, body = QUESTIONS["chat"]
+    prefill, decode = (workers(served, role)[0]["id"] for role in ("prefill", "decode"))
+    read = {**body, "max_tokens": 1, "kv_transfer_params": KEEP, "return_token_ids": True}
+    status, answer = answer_of(served, prefill, path, read)
+    assert status == 200
+    told = json.loads(answer)
+    params = told["kv_transfer_params"] | {"prompt_token_ids": told["prompt_token_ids"]}
+    other = [{"role": "system", "content": "It is 1 January."}, *body["messages"]]
+    asked_later = {**body, "messages": other, "kv_transfer_params": params}
+    status, answer = answer_of(served, decode, path, asked_later)
+    assert status == 200
+    assert is_right(reference, "chat", answer)
+
+
 def draining(served) -> bool:
     return served.replica("prefill")["phase"] == "draining"
 

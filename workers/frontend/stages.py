@@ -8,6 +8,9 @@ gives: a list of prompts would need a ticket for each and its streams merged aga
 what reads the prompt's logits (echo, prompt logprobs) needs a whole prefill where the answer is.
 Several answers to one prompt (n > 1) each fetch the blocks for themselves, and the first to do so
 frees them: one that is admitted later, when memory is short, would read somebody else's.
+
+A chat becomes tokens through a template, which may print the time: then the two stages would see
+different prompts. So prefill is asked for its tokens, and a ticket carries them to decode.
 """
 
 import hashlib
@@ -35,6 +38,8 @@ _WHOLE: dict[str, tuple[frozenset[bytes], str]] = {
     # How much is cut off depends on max_tokens, which differs between the stages.
     "truncate_prompt_tokens": (frozenset({b"null"}), "prompt truncation"),
     "prompt_embeds": (frozenset({b"null"}), "prompt embeddings"),
+    # Decode renders no text where it is given prefill's tokens.
+    "return_prompt_text": (_OFF, "prompt text"),
 }
 """Fields that keep a request whole, the values that don't, and what it is called."""
 _UNWANTED = frozenset(
@@ -76,6 +81,7 @@ def prefill_ask(ask: Ask, fields: Fields) -> Ask:
     kept |= _ONE_TOKEN
     if ask.path == CHAT:
         kept["max_completion_tokens"] = _ONE_TOKEN["max_tokens"]
+        kept["return_token_ids"] = msgspec.Raw(b"true")
     kept["kv_transfer_params"] = msgspec.Raw(NO_REMOTE)
     return _with_body(ask, _encode(kept))
 

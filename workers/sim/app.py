@@ -122,11 +122,7 @@ class App:
         ask = requests.read(request.body, requests.AskTokenize)
         self._model(ask.model)
         if ask.messages is not None:
-            ids = requests.chat_prompt(
-                ask.messages,
-                open_end=ask.continue_final_message,
-                generate=ask.add_generation_prompt,
-            )
+            ids = requests.chat_prompt(ask, ask.messages, self._options)
         elif ask.prompt is not None:
             ids = tokens.encode(ask.prompt)
         else:

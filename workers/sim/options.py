@@ -61,7 +61,8 @@ class Options(
     """The model of time and memory.
 
     `prefill_rate` and `transfer_rate` are prompt tokens a second; `step` the time of one decode
-    step of the whole batch. `kv_transfer` is there in prefill and decode workers.
+    step of the whole batch. `today` is what the chat template prints. `kv_transfer` is there in
+    prefill and decode workers.
     """
 
     startup: Seconds = 0.0
@@ -72,6 +73,7 @@ class Options(
     kv_blocks: Positive = 16_384
     block_size: Positive = 16
     max_model_len: Positive = 4096
+    today: str = ""
     faults: list[Fault] = []
     kv_transfer: KvTransfer | None = None
 

@@ -146,16 +146,33 @@ def chat_job(ask: AskChat, options: Options) -> Job:
     top = ask.top_logprobs or 0
     if not 0 <= top <= TOP_LOGPROBS_MAX:
         raise RequestError(f"top_logprobs must be 0 to {TOP_LOGPROBS_MAX}", param="top_logprobs")
-    prompt = chat_prompt(
-        ask.messages,
-        open_end=ask.continue_final_message,
-        generate=ask.add_generation_prompt,
-    )
+    prompt = _forwarded(ask) or chat_prompt(ask, ask.messages, options)
     limit = ask.max_tokens if ask.max_completion_tokens is None else ask.max_completion_tokens
     return _job(ask, options, [prompt], limit, top if ask.logprobs else None, echo=False)
 
 
-def chat_prompt(messages: list[Message], *, open_end: bool, generate: bool) -> list[int]:
+def _forwarded(ask: AskChat) -> list[int] | None:
+    """Take out the tokens that prefill has read; as in vLLM they are the prompt, if it is text."""
+    param = "kv_transfer_params.prompt_token_ids"
+    ids = (ask.kv_transfer_params or {}).pop("prompt_token_ids", None)
+    if ids is None or any(not _is_plain(message) for message in ask.messages):
+        return None
+    if not isinstance(ids, list) or not ids or any(not _is_token(i) or i < 0 for i in ids):
+        raise RequestError(
+            "`kv_transfer_params['prompt_token_ids']` must be a non-empty list of non-negative"
+            " integers.",
+            param=param,
+        )
+    check_ids(ids, param)
+    return ids
+
+
+def _is_plain(message: Message) -> bool:
+    parts = message.content if isinstance(message.content, list) else []
+    return all(part.type == "text" for part in parts)
+
+
+def chat_prompt(ask: AskChat | AskTokenize, messages: list[Message], options: Options) -> list[int]:
     """Apply the chat template."""
     if not messages:
         raise RequestError("messages must not be empty", param="messages")
@@ -164,7 +181,12 @@ def chat_prompt(messages: list[Message], *, open_end: bool, generate: bool) -> l
         if message.role not in tokens.ROLES:
             raise RequestError(f"unknown role {message.role!r}", param=f"messages[{number}].role")
         said.append((message.role, _text(message, number)))
-    return tokens.render_chat(said, open_end=open_end, generate=generate)
+    return tokens.render_chat(
+        said,
+        open_end=ask.continue_final_message,
+        generate=ask.add_generation_prompt,
+        today=options.today,
+    )
 
 
 def _text(message: Message, number: int) -> str:

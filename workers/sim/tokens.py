@@ -95,12 +95,15 @@ def candidates(state: int, count: int) -> list[tuple[int, float]]:
     ]
 
 
-def render_chat(messages: list[tuple[str, str]], *, open_end: bool, generate: bool) -> list[int]:
+def render_chat(
+    messages: list[tuple[str, str]], *, open_end: bool, generate: bool, today: str = ""
+) -> list[int]:
     """Apply the chat template to (role, text) pairs.
 
     `open_end` leaves the last message unfinished, to be continued; `generate` begins an answer.
+    `today`: the date, if the template prints one.
     """
-    tokens: list[int] = []
+    tokens: list[int] = [SYSTEM, *encode(today), END] if today else []
     for role, text in messages:
         tokens.append(ROLES[role])
         tokens += encode(text)
