@@ -25,7 +25,7 @@ def read(file: Path, *, engine: str | None = None) -> Topology:
     """Load a topology, or print every complaint and exit with 2.
 
     `engine`: what `--engine` says to a verb that runs the file. It is also refused, then, for what
-    is valid and not built yet.
+    is valid and not built yet, and advice is told.
     """
     try:
         topology = load(file, os.environ)
@@ -37,6 +37,8 @@ def read(file: Path, *, engine: str | None = None) -> Topology:
         fail(f"{file}: {number} mistake{'s' * (number != 1)}; nothing was started", INVALID)
     if engine is not None and _notes(topology, ""):
         fail(f"{file}: asks for what is not built yet; nothing was started", INVALID)
+    if engine is not None:
+        _advise(topology)
     return topology
 
 
@@ -50,6 +52,14 @@ def _notes(topology: Topology, lead: str) -> bool:
     return bool(missing)
 
 
+def _advise(topology: Topology) -> None:
+    """Tell on stderr what is valid and has a price."""
+    from orchestrator.topology.advice import advice
+
+    for each in advice(topology):
+        print(f"note: {each}", file=sys.stderr)
+
+
 def validate(file: Path) -> int:
     """Check a file; say what was understood."""
     topology = read(file)
@@ -60,6 +70,7 @@ def validate(file: Path) -> int:
     if topology.processes:
         parts.append("processes: " + ", ".join(topology.processes))
     print(f"{file}: valid; {topology.name}; {'; '.join(parts)}")
+    _advise(topology)
     if _notes(topology, "note: "):
         print("note: `dynorch up` refuses it for that", file=sys.stderr)
     return 0
@@ -78,6 +89,7 @@ def plan(file: Path, engine: str, gpus: str | None, *, as_json: bool) -> int:
     else:
         sys.stdout.write(plan_text(shown))
     _notes(topology, "note: not in this plan: ")
+    _advise(topology)
     return 0
 
 

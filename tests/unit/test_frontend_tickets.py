@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.topology.advice import frozen_found_s
 from orchestrator.topology.policies import LivenessPolicy
 from orchestrator.topology.schema import KvTransfer
 from workers.frontend.tickets import Ticket, Void, issue, margin
@@ -102,8 +103,7 @@ def test_at_most_one_gets_the_parameters(tries):
 
 def test_a_frozen_decode_worker_is_found_within_the_default_margin():
     alive, lease_s = LivenessPolicy(), KvTransfer(connector="nixl").lease_s
-    found_s = alive.hang_s + alive.ask_s + alive.misses * alive.beat_s + 2  # docs/liveness.md
-    assert margin(lease_s) > found_s
+    assert margin(lease_s) > frozen_found_s(alive)
 
 
 @pytest.mark.parametrize(

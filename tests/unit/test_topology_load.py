@@ -8,6 +8,7 @@ from textwrap import dedent
 
 import pytest
 
+from orchestrator.topology.advice import advice
 from orchestrator.topology.complaints import Complaint, shown_path
 from orchestrator.topology.load import FILE_BYTES_MAX, Invalid, load, parse, referenced_variables
 from orchestrator.topology.not_built import not_built
@@ -100,6 +101,11 @@ def test_shipped_set():
 def test_what_runs_today_is_built(stem):
     path = next(each for each in SHIPPED if each.stem == stem)
     assert not_built(load(path, {})) == []
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_what_is_shipped_needs_no_advice(path):
+    assert advice(load(path, {})) == []
 
 
 @pytest.mark.parametrize(
