@@ -8,6 +8,7 @@ from pathlib import Path
 
 from orchestrator.host.tagged import make_nonce
 from orchestrator.host.title import entry
+from tests.eventually import eventually
 
 GIB = 2**30
 IDLE = round(0.3 * GIB)
@@ -56,6 +57,36 @@ class FakeGpus:
 
     def free(self, index: int = 0) -> None:
         self.set(index, used_bytes=IDLE, users=[], trouble="", lost=False)
+
+
+def given(dynorch, count: int) -> FakeGpus:
+    """Let a dynorch see so many of them."""
+    fake = FakeGpus(dynorch.root / "gpus.json", count)
+    dynorch.env["DYNORCH_GPU_PROVIDER"] = f"fake:{fake.path}"
+    return fake
+
+
+def waits(dynorch, role: str, *words: str) -> dict:
+    """Until it waits, with these words in its reason."""
+
+    def condition():
+        replica = dynorch.replica(role)
+        assert replica["phase"] == "waiting", replica
+        missing = [word for word in words if word not in replica["reason"]]
+        assert not missing, f"{missing} not in {replica['reason']}"
+        return replica
+
+    return eventually(condition, within_s=30)
+
+
+def comes_to(dynorch, role: str, phase: str = "ready") -> dict:
+    """Until it is in this phase."""
+
+    def condition():
+        replica = dynorch.replica(role)
+        return replica if replica["phase"] == phase else None
+
+    return eventually(condition, within_s=30)
 
 
 def stranger(env: dict[str, str]) -> subprocess.Popen:

@@ -184,8 +184,7 @@ command = ["sh", "-c", "sleep 0.2; echo 'bind: 127.0.0.1:{port}: Address already
 
 
 def test_a_gang_waits_for_the_gpus_of_all_its_ranks(dynorch):
-    fake = gpus.FakeGpus(dynorch.root / "gpus.json", 2)
-    dynorch.env["DYNORCH_GPU_PROVIDER"] = f"fake:{fake.path}"
+    fake = gpus.given(dynorch, 2)
     text = gang(2, "pinned = true").replace("[roles.worker]", "[roles.worker]\ngpus = 1")
     dynorch("up", "-d", dynorch.file(text + '[gpu]\ninterval = "50ms"\n'))
     before = workers(dynorch)

@@ -8,15 +8,14 @@ import pytest
 
 from tests.e2e import gpus
 from tests.e2e.conftest import alive
+from tests.e2e.gpus import comes_to, waits
 from tests.eventually import eventually
 
 
 @pytest.fixture
 def fake(dynorch):
     """Two GPUs that exist in a file."""
-    one = gpus.FakeGpus(dynorch.root / "gpus.json", 2)
-    dynorch.env["DYNORCH_GPU_PROVIDER"] = f"fake:{one.path}"
-    return one
+    return gpus.given(dynorch, 2)
 
 
 @pytest.fixture
@@ -32,27 +31,6 @@ def is_up(dynorch) -> bool:
     return status["daemon"]["pid"] is not None and bool(status["topologies"])
 
 
-def phase(dynorch, role: str) -> str:
-    return dynorch.replica(role)["phase"]
-
-
-def waits(dynorch, role: str, *words: str):
-    """Until it waits, with these words in its reason."""
-
-    def condition():
-        replica = dynorch.replica(role)
-        assert replica["phase"] == "waiting", replica
-        missing = [word for word in words if word not in replica["reason"]]
-        assert not missing, f"{missing} not in {replica['reason']}"
-        return replica
-
-    return eventually(condition, within_s=30)
-
-
-def is_ready(dynorch, role: str):
-    return eventually(lambda: phase(dynorch, role) == "ready" and dynorch.replica(role), 30)
-
-
 def test_statement_14_nothing_is_born_before_the_memory_is_back(dynorch, fake):
     dynorch("up", "-d", dynorch.file(gpus.TWO))
     for index, role in enumerate("ab"):
@@ -64,7 +42,7 @@ def test_statement_14_nothing_is_born_before_the_memory_is_back(dynorch, fake):
     assert held["cause"] == "waiting-gpu"
     assert held["incarnation"] == 1
     fake.free(0)
-    back = is_ready(dynorch, "a")
+    back = comes_to(dynorch, "a")
     assert back["incarnation"] == 2
     assert "SIGKILL" in back["reason"]
     assert dynorch.pid("b") == other
@@ -89,10 +67,10 @@ def test_statement_16_a_stranger_is_named_waited_for_and_never_touched(dynorch, 
     assert "end it if it shouldn't be there" in held["advice"]
     assert held["incarnation"] == held["restarts"] == 0
     eventually(lambda: "gpu-held" in dynorch("events").stdout)
-    is_ready(dynorch, "b")
+    comes_to(dynorch, "b")
     assert holder.poll() is None
     fake.free(0)
-    is_ready(dynorch, "a")
+    comes_to(dynorch, "a")
     assert holder.poll() is None
 
 
@@ -107,7 +85,7 @@ def test_statement_17_an_orphan_of_ours_is_ended_and_a_start_follows(dynorch, fa
         assert eventually(left.poll, 30) == -signal.SIGKILL
         assert dynorch.replica("a")["incarnation"] == 0
         fake.free(0)
-        is_ready(dynorch, "a")
+        comes_to(dynorch, "a")
         waits(dynorch, "b", f"pid {other.pid}", "not ours")
         assert other.poll() is None, "it belongs to another run directory's daemon"
     finally:
@@ -126,7 +104,7 @@ def test_statement_20_a_provider_that_fails_is_a_reason_and_no_more(dynorch, fak
     assert dynorch.pid("b") == other
     assert alive(other)
     fake.path.write_text(content)
-    is_ready(dynorch, "a")
+    comes_to(dynorch, "a")
 
 
 def test_a_wait_goes_on_under_a_new_daemon_and_a_stop_ends_it(dynorch, fake):
@@ -139,5 +117,5 @@ def test_a_wait_goes_on_under_a_new_daemon_and_a_stop_ends_it(dynorch, fake):
     dynorch.popen("up", "-d", dynorch.file(gpus.TWO))
     eventually(lambda: is_up(dynorch) and waits(dynorch, "a", "50.0 GiB"), 30)
     dynorch("stop", "two/a")
-    assert phase(dynorch, "a") == "stopped"
+    assert dynorch.replica("a")["phase"] == "stopped"
     fake.free(0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.gpus import GIB, IDLE, visible_gpus
+from tests.e2e.gpus import GIB, IDLE, comes_to, visible_gpus, waits
 from tests.eventually import eventually
 
 SOURCE = Path(__file__).with_name("nvml_stub.c")
@@ -165,26 +165,25 @@ def test_memory_that_the_driver_keeps_delays_the_restart_and_a_lost_gpu_ends_it(
 
     driver.set(0, used=61.5)
     os.kill(worker["pid"], signal.SIGKILL)
-    reason = waits(dynorch, "still holds 61.5 GiB")
-    assert reason.startswith("GPU 0 (GPU-0-stub) still holds 61.5 GiB, up to 1.1 GiB would count")
+    waits(dynorch, "worker", "GPU 0 (GPU-0-stub) still holds 61.5 GiB, up to 1.1 GiB would count")
     driver.more = [f"init {MISMATCH}"]
     driver.set(0, code=MISMATCH)
-    waits(dynorch, "doesn't answer: NVML: RM has detected an NVML/RM version mismatch")
+    waits(dynorch, "worker", "doesn't answer: NVML: RM has detected an NVML/RM version mismatch")
     driver.more = []
     driver.set(0)
-    back = eventually(lambda: is_in(dynorch, "ready"), 30)
+    back = comes_to(dynorch, "worker")
     assert back["incarnation"] == 2
     assert "SIGKILL" in back["reason"]
 
     driver.set(0, code=LOST)
     os.kill(dynorch.pid("worker"), signal.SIGKILL)
-    failed = eventually(lambda: is_in(dynorch, "failed"), 30)
+    failed = comes_to(dynorch, "worker", "failed")
     assert failed["cause"] == "gpu-lost"
     assert failed["reason"] == "GPU 0 (GPU-0-stub) is quarantined: NVML: GPU is lost"
     assert "dmesg" in failed["advice"]
     driver.set(0)
     dynorch("start", "pin/worker-0")
-    eventually(lambda: is_in(dynorch, "ready"), 30)
+    comes_to(dynorch, "worker")
     assert dynorch.replica("other")["incarnation"] == 1
 
 
@@ -197,14 +196,14 @@ def test_an_error_of_a_gpu_is_heard_when_it_happens(dynorch, driver):
     assert "GPU 1 (GPU-1-stub): Xid 13 (graphics engine exception" in told
     driver.more += ["xid GPU-0-stub 79"]
     driver.write()
-    failed = eventually(lambda: is_in(dynorch, "failed"), 30)
+    failed = comes_to(dynorch, "worker", "failed")
     assert failed["cause"] == "gpu-lost"
     said = "GPU 0 (GPU-0-stub) reports Xid 79 (the GPU has fallen off the bus)"
     assert failed["reason"] == said
     assert "gpu-quarantined" in dynorch("events").stdout
     assert dynorch.pid("other") == other
     dynorch("start", "pin/worker-0")
-    eventually(lambda: is_in(dynorch, "ready"), 30)
+    comes_to(dynorch, "worker")
 
 
 def test_where_the_library_cannot_be_loaded_the_drivers_command_is_asked(dynorch):
@@ -221,23 +220,6 @@ def test_where_the_library_cannot_be_loaded_the_drivers_command_is_asked(dynorch
     assert worker["gpus"] == ["0"]
     told.write_text(free.replace("300", "62976", 1))
     os.kill(worker["pid"], signal.SIGKILL)
-    waits(dynorch, "GPU 0 (GPU-0-smi) still holds 61.5 GiB")
+    waits(dynorch, "worker", "GPU 0 (GPU-0-smi) still holds 61.5 GiB")
     told.write_text(free)
-    assert eventually(lambda: is_in(dynorch, "ready"), 30)["incarnation"] == 2
-
-
-def is_in(dynorch, phase: str):
-    replica = dynorch.replica("worker")
-    return replica if replica["phase"] == phase else None
-
-
-def waits(dynorch, words: str) -> str:
-    """Until the worker waits, and says these words."""
-
-    def condition():
-        replica = dynorch.replica("worker")
-        assert replica["phase"] == "waiting"
-        assert words in replica["reason"]
-        return replica["reason"]
-
-    return eventually(condition, within_s=30)
+    assert comes_to(dynorch, "worker")["incarnation"] == 2

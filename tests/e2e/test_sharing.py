@@ -7,7 +7,6 @@ import signal
 import pytest
 
 from tests.e2e import gpus
-from tests.eventually import eventually
 
 HALVES = """
 name = "halves"
@@ -32,18 +31,7 @@ sim = { pinned = true, startup = "400ms" }
 @pytest.fixture
 def fake(dynorch):
     """One GPU that exists in a file."""
-    one = gpus.FakeGpus(dynorch.root / "gpus.json", 1)
-    dynorch.env["DYNORCH_GPU_PROVIDER"] = f"fake:{one.path}"
-    return one
-
-
-def ready(dynorch, role: str, incarnation: int):
-    def condition():
-        replica = dynorch.replica(role)
-        found = (replica["phase"], replica["incarnation"]) == ("ready", incarnation)
-        return replica if found else None
-
-    return eventually(condition, 30)
+    return gpus.given(dynorch, 1)
 
 
 def test_two_halves_share_a_gpu_and_neither_starts_into_the_others_memory(dynorch, fake):
@@ -63,15 +51,10 @@ def test_two_halves_share_a_gpu_and_neither_starts_into_the_others_memory(dynorc
 
     fake.hold(0, 43.0)
     os.kill(first["a"], signal.SIGKILL)
-
-    def waits():
-        replica = dynorch.replica("a")
-        return replica["phase"] == "waiting" and "37.0 GiB are needed" in replica["reason"]
-
     # 0.46 of 80 GiB, and 256 MiB for the CUDA context of the newcomer; 37.0 GiB are free.
-    assert eventually(waits, 30)
+    gpus.waits(dynorch, "a", "37.0 GiB are needed")
     fake.hold(0, 42.9)
-    ready(dynorch, "a", 2)
+    assert gpus.comes_to(dynorch, "a")["incarnation"] == 2
     assert dynorch.pid("b") == first["b"]
 
 

@@ -16,6 +16,7 @@ from tests.unit.transfer_stage import (
     as_configured,
     outcome,
     played,
+    unanswered,
 )
 from tests.virtual_loop import let_pass
 
@@ -100,9 +101,7 @@ def test_a_drain_waits_for_what_is_to_be_fetched():
         prefill, decode = await stage.pair()
         await prefill.engine.wait_fetched()
         ticket = await prefill.prefill()
-        waiting = asyncio.ensure_future(prefill.engine.wait_fetched())
-        await let_pass(10)
-        assert not waiting.done()
+        waiting = await unanswered(prefill.engine.wait_fetched(), within_s=10)
         await decode.complete(PROMPT, ticket)
         await waiting
 
@@ -112,10 +111,8 @@ def test_a_drain_waits_for_what_is_to_be_fetched():
 def test_a_port_that_is_taken_stops_the_start_for_ever(capsys):
     async def scene(stage):
         first = await stage.start("prefill")
-        starting = asyncio.ensure_future(stage.start("decode", port=first.lender.port))
-        done, _ = await asyncio.wait([starting], timeout=300)
+        starting = await unanswered(stage.start("decode", port=first.lender.port), within_s=300)
         starting.cancel()
-        assert not done
         return first.lender.port
 
     port, _ = played(scene)
@@ -129,8 +126,7 @@ def test_a_port_that_is_taken_stops_the_start_for_ever(capsys):
 
 def test_a_transfer_takes_its_time_and_the_batch_goes_on():
     async def scene(stage):
-        prefill, decode = await stage.pair(**{"transfer-rate": len(PROMPT) / 20, "step": 1.0})
-        ticket = await prefill.prefill()
+        _, decode, ticket = await stage.lent(step=1.0, **{"transfer-rate": len(PROMPT) / 20})
         loop = asyncio.get_running_loop()
         began = loop.time()
         fetching = asyncio.ensure_future(decode.complete(PROMPT, ticket, max_tokens=1))
@@ -146,8 +142,7 @@ def test_a_transfer_takes_its_time_and_the_batch_goes_on():
 
 def test_beats_keep_the_blocks_while_a_request_waits_in_the_queue():
     async def scene(stage):
-        prefill, decode = await stage.pair(lease=30.0, step=1.0, **{"batch-max": 1})
-        ticket = await prefill.prefill()
+        prefill, decode, ticket = await stage.lent(lease=30.0, step=1.0, **{"batch-max": 1})
         long = asyncio.ensure_future(decode.complete(OTHER, max_tokens=200))
         answer = await decode.complete(PROMPT, ticket)
         await long
@@ -162,11 +157,9 @@ def test_beats_keep_the_blocks_while_a_request_waits_in_the_queue():
 
 def test_a_client_that_leaves_the_queue_frees_the_blocks_at_once():
     async def scene(stage):
-        prefill, decode = await stage.pair(**{"transfer-rate": 0.001})
-        ticket = await prefill.prefill()
+        prefill, decode, ticket = await stage.lent(**{"transfer-rate": 0.001})
         leave = asyncio.Event()
-        asking = asyncio.ensure_future(decode.complete(PROMPT, ticket, leave=leave))
-        await let_pass(1)
+        asking = await unanswered(decode.complete(PROMPT, ticket, leave=leave), within_s=1)
         leave.set()
         assert await asking is None
         await prefill.engine.wait_fetched()
@@ -187,13 +180,10 @@ def test_a_request_that_decode_refuses_frees_the_blocks_too():
 
 def test_an_incomplete_ticket_waits_for_ever(caplog):
     async def scene(stage):
-        prefill, decode = await stage.pair()
-        ticket = await prefill.prefill()
+        _, decode, ticket = await stage.lent()
         del ticket["remote_host"]
         leave = asyncio.Event()
-        asking = asyncio.ensure_future(decode.complete(PROMPT, ticket, leave=leave))
-        done, _ = await asyncio.wait([asking], timeout=300)
-        assert not done
+        asking = await unanswered(decode.complete(PROMPT, ticket, leave=leave), within_s=300)
         leave.set()
         await asking
 
@@ -270,9 +260,7 @@ def test_a_transfer_that_never_ends(side):
         decode = await stage.start("decode", faults=faults if side == "decode" else [])
         leave = asyncio.Event()
         asking = decode.complete(PROMPT, await prefill.prefill(), leave=leave)
-        asking = asyncio.ensure_future(asking)
-        done, _ = await asyncio.wait([asking], timeout=300)
-        assert not done
+        asking = await unanswered(asking, within_s=300)
         assert decode.engine.busy()
         leave.set()
         await asking
@@ -284,9 +272,7 @@ def test_a_transfer_that_never_ends(side):
 def test_an_answer_that_is_lost():
     async def scene(stage):
         prefill = await stage.start("prefill", faults=[{"fault": "drop-answer"}])
-        asking = asyncio.ensure_future(prefill.prefill())
-        done, _ = await asyncio.wait([asking], timeout=10)
-        assert not done
+        asking = await unanswered(prefill.prefill(), within_s=10)
         assert len(prefill.lender._pins) == 1, "it was served"
         asking.cancel()
         return await prefill.prefill()
@@ -349,8 +335,7 @@ def test_the_daemon_explains_a_side_channel_that_is_taken(capsys):
 
     async def scene(stage):
         first = await stage.start("prefill")
-        starting = asyncio.ensure_future(stage.start("decode", port=first.lender.port))
-        await asyncio.wait([starting], timeout=1)
+        starting = await unanswered(stage.start("decode", port=first.lender.port), within_s=1)
         starting.cancel()
 
     played(scene)

@@ -52,8 +52,7 @@ def test_prefill_killed_decode_knows_it(policy):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_prefill_killed_decode_never_met_it(policy):
     async def scene(stage):
-        prefill, decode = await stage.pair(policy)
-        ticket = await prefill.prefill()
+        prefill, decode, ticket = await stage.lent(policy)
         await prefill.kill()
         return await outcome(stage, await decode.complete(PROMPT, ticket))
 
@@ -65,8 +64,7 @@ def test_prefill_killed_decode_never_met_it(policy):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_prefill_restarted_on_the_same_port(policy):
     async def scene(stage):
-        prefill, decode = await stage.pair(policy)
-        ticket = await prefill.prefill()
+        prefill, decode, ticket = await stage.lent(policy)
         await prefill.kill()
         new = await stage.start("prefill", port=ticket["remote_port"])
         old = await outcome(stage, await decode.complete(PROMPT, ticket))
@@ -80,8 +78,7 @@ def test_prefill_restarted_on_the_same_port(policy):
 
 def test_lease_expired_and_nobody_wrote_over_it(caplog):
     async def scene(stage):
-        prefill, decode = await stage.pair(lease=30.0)
-        ticket = await prefill.prefill()
+        prefill, decode, ticket = await stage.lent(lease=30.0)
         await let_pass(31)
         assert await prefill.figure("vllm:nixl_num_kv_expired_reqs_total") == 1
         answer = await decode.complete(PROMPT, ticket)
@@ -96,8 +93,7 @@ def test_lease_expired_and_nobody_wrote_over_it(caplog):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_lease_expired_and_the_blocks_were_reused(policy):
     async def scene(stage):
-        prefill, decode = await stage.pair(policy, **{"kv-blocks": 16})
-        ticket = await prefill.prefill()
+        prefill, decode, ticket = await stage.lent(policy, **{"kv-blocks": 16})
         await let_pass(31)
         for number in range(10):
             await prefill.complete(f"{OTHER} {number}", max_tokens=1)
@@ -109,8 +105,7 @@ def test_lease_expired_and_the_blocks_were_reused(policy):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_consumed_ticket_used_for_another_prompt(policy):
     async def scene(stage):
-        prefill, decode = await stage.pair(policy)
-        ticket = await prefill.prefill()
+        _, decode, ticket = await stage.lent(policy)
         first = await outcome(stage, await decode.complete(PROMPT, ticket))
         return first, await outcome(stage, await decode.complete(OTHER, ticket), OTHER)
 
@@ -120,8 +115,7 @@ def test_a_consumed_ticket_used_for_another_prompt(policy):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_one_ticket_for_two_prompts(policy):
     async def scene(stage):
-        prefill, decode = await stage.pair(policy)
-        ticket = await prefill.prefill()
+        _, decode, ticket = await stage.lent(policy)
         answer = await decode.complete([PROMPT, OTHER], ticket)
         said = [choice["text"] for choice in answer.json["choices"]]
         return said, [await stage.truth(PROMPT), await stage.truth(OTHER)]
@@ -164,8 +158,7 @@ def test_blocks_that_do_not_exist(policy):
 
 def test_a_wrong_request_id_leaks_the_blocks_until_the_lease_ends():
     async def scene(stage):
-        prefill, decode = await stage.pair(lease=30.0, **{"kv-blocks": 32})
-        ticket = await prefill.prefill()
+        prefill, decode, ticket = await stage.lent(lease=30.0, **{"kv-blocks": 32})
         free = prefill.stepper.blocks.free
         answer = await decode.complete(PROMPT, ticket | {"remote_request_id": "nobody"})
         assert prefill.stepper.blocks.free == free < 32
@@ -201,8 +194,7 @@ def test_a_ticket_that_says_nothing_kills_the_engine(kind, params):
 
 def test_a_failure_in_a_stream_is_said_in_it():
     async def scene(stage):
-        prefill, decode = await stage.pair("fail")
-        ticket = await prefill.prefill()
+        prefill, decode, ticket = await stage.lent("fail")
         await prefill.kill()
         return await decode.complete(PROMPT, ticket, stream=True)
 

@@ -1,5 +1,6 @@
 """A prefill and a decode engine in one process, and what a frontend would ask of them."""
 
+import asyncio
 import contextlib
 
 from orchestrator.wire.config import WorkerConfig
@@ -95,6 +96,11 @@ class Stage:
             await self.start("decode", on_failure=on_failure, **options),
         )
 
+    async def lent(self, on_failure="recompute", **options):
+        """That pair, and a ticket for PROMPT."""
+        prefill, decode = await self.pair(on_failure, **options)
+        return prefill, decode, await prefill.prefill()
+
     async def truth(self, prompt=PROMPT, **fields) -> str:
         """What an engine alone says."""
         return text(await (await self.start()).complete(prompt, **fields))
@@ -118,6 +124,14 @@ def played(scene):
                     await worker.kill()
 
     return run(play())
+
+
+async def unanswered(asking, *, within_s):
+    """Begin something that isn't done after so long, and goes on."""
+    going = asyncio.ensure_future(asking)
+    done, _ = await asyncio.wait([going], timeout=within_s)
+    assert not done
+    return going
 
 
 async def outcome(stage, answer, prompt=PROMPT):
