@@ -62,14 +62,21 @@ class Nursery:
             log = self._state_dir.zygote_log(profile + (f"-{digest(python)}" if python else ""))
             link = ZygoteLink(self._reaper, self._run_dir.record_zygote, log)
             env = zygote_env(os.environ, profile, python) | fault_points.passed_on()
-            command, path = python or sys.executable, [str(self._run_dir.code)]
-            home = cgroup.home() if profile == "bare" else ""
-            link.start(profile, command, env, path, PRELOADS[profile], home=home)
+            command, home = python or sys.executable, cgroup.home() if profile == "bare" else ""
+            link.start(profile, command, env, [self._code()], PRELOADS[profile], home=home)
             self._links[profile, python] = link
             if PRELOADS[profile]:
                 told = partial(self._told, profile, command, link)
                 link.until_ready().add_done_callback(told)
         return link
+
+    def _code(self) -> str:
+        """Where it imports us from."""
+        try:
+            return str(self._run_dir.make_code())
+        except OSError as error:
+            where = error.filename or self._run_dir.code
+            raise ZygoteError(f"cannot write to {where}: {error.strerror}") from error
 
     def _told(
         self, profile: str, command: str, link: ZygoteLink, done: "asyncio.Future[None]"
@@ -85,8 +92,9 @@ class Nursery:
         for link in self._links.values():
             link.close()
         await asyncio.gather(*(_gone(pid) for pid in pids))
-        with contextlib.suppress(OSError):  # else the next daemon forgets them
+        with contextlib.suppress(OSError):  # else the next daemon does it
             self._run_dir.forget_dead_zygotes()
+            self._run_dir.remove_code()
 
 
 def digest(python: str) -> str:

@@ -3,8 +3,12 @@
 It comes first in the path of every interpreter that a worker runs in. The directory that we were
 imported from wouldn't do: it may be our whole site-packages, built for another Python, and an
 engine's environment must find its own packages, not ours.
+
+It is made with a daemon's first zygote, and goes with the last process that may need it. What an
+interpreter compiles goes where our own is.
 """
 
+import shutil
 from pathlib import Path
 
 WHOLE = ("workers", "orchestrator/__init__.py", "orchestrator/wire")
@@ -14,7 +18,7 @@ HOST = (
     "tree", "whole_file", "zygote",
 )  # fmt: skip
 """Of `orchestrator.host`: what a zygote or a shim imports."""
-COMPILED = "orchestrator/host/__pycache__"
+COMPILED = ("orchestrator/__pycache__", "orchestrator/host/__pycache__")
 
 
 def link(folder: Path) -> None:
@@ -23,8 +27,16 @@ def link(folder: Path) -> None:
     if (folder / "orchestrator").is_symlink():  # an earlier version's, with all of it
         (folder / "orchestrator").unlink()
     (folder / "orchestrator/host").mkdir(parents=True, exist_ok=True)
-    for name in (*WHOLE, COMPILED, *(f"orchestrator/host/{module}.py" for module in HOST)):
+    for name in (*WHOLE, *COMPILED, *(f"orchestrator/host/{module}.py" for module in HOST)):
         entry = folder / name
         if not entry.is_symlink() or entry.readlink() != source / name:
-            entry.unlink(missing_ok=True)
+            remove(entry)
             entry.symlink_to(source / name)
+
+
+def remove(path: Path) -> None:
+    """Remove it, or a part of it; what it leads to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

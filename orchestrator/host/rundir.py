@@ -120,19 +120,8 @@ class RunDir:
                 f"socket paths leave room for {PATH_MAX}; set DYNORCH_RUN_DIR to a shorter one"
             )
         _make_private(self.root)
-        for folder in (
-            self.replicas,
-            self.topologies,
-            self.lives,
-            self.probes,
-            self.zygotes,
-            self.code,
-        ):
+        for folder in (self.replicas, self.topologies, self.lives, self.probes, self.zygotes):
             _make_private(folder)
-        try:
-            code_path.link(self.code)
-        except OSError as error:
-            raise DirectoryError(f"cannot write to {self.root}: {error.strerror}") from error
 
     def check(self) -> None:
         """Look whether it is ours or not there at all; else DirectoryError."""
@@ -156,6 +145,16 @@ class RunDir:
         """Return the directory of a life: always the same for the same life."""
         digest = hashlib.sha256(str(life).encode()).digest()
         return self.lives / base64.b32encode(digest)[:10].decode().lower()
+
+    def make_code(self) -> Path:
+        """Make the import path of zygotes and all that they fork. OSError when that can't be."""
+        code_path.link(self.code)
+        return self.code
+
+    def remove_code(self) -> None:
+        """Remove it, if nobody is left who may import from it. Only while no zygote lives."""
+        if not any(self.lives.iterdir()) and not any(self.probes.iterdir()):
+            code_path.remove(self.code)
 
     def make_life(self, life: LifeId) -> Path:
         """Make it, with its directory `t` for temporary files. FileExistsError: it was there."""

@@ -216,6 +216,24 @@ def test_a_zygote_that_has_died_before_is_not_waited_for(stage, done):
     assert done == ["bare", "closed"]
 
 
+@pytest.mark.parametrize("left", [None, "lives", "probes"])
+def test_the_import_path_goes_with_the_last_who_may_need_it(stage, done, left):
+    nursery = Nursery(stage.run_dir, stage.state_dir, None)
+    nursery.zygote("bare")
+    assert (stage.run_dir.code / "orchestrator/host/zygote.py").is_file()
+    if left:
+        (stage.run_dir.root / left / "somebody").mkdir()
+    stage.loop.run_until_complete(nursery.close())
+    assert stage.run_dir.code.exists() is (left is not None)
+
+
+def test_without_a_place_for_the_import_path_there_is_no_zygote(stage, done):
+    stage.run_dir.code.write_text("in the way")
+    nursery = Nursery(stage.run_dir, stage.state_dir, None)
+    with pytest.raises(ZygoteError, match="cannot write to .*/code/.*: Not a directory"):
+        nursery.zygote("bare")
+
+
 def test_an_old_zygote_that_will_not_die_is_named(stage, monkeypatch):
     class Old:
         pid = 4711

@@ -39,8 +39,11 @@ def test_a_run_directory_is_private_and_made_again_without_harm(run):
     run.root.chmod(0o755)
     run.create()
     assert run.root.stat().st_mode & 0o777 == 0o700
-    assert {link.name for link in run.code.iterdir()} == {"orchestrator", "workers"}
+    assert {link.name for link in run.make_code().iterdir()} == {"orchestrator", "workers"}
     assert (run.code / "orchestrator" / "host" / "zygote.py").exists()
+    run.remove_code()
+    run.remove_code()
+    assert not run.code.exists()
 
 
 def test_without_a_home_the_state_directory_must_be_named(monkeypatch):

@@ -72,13 +72,20 @@ def test_zygote_shim_and_workers_are_all_that_can_be_imported(tmp_path):
     assert done.returncode == 0, done.stderr
     for name in ("orchestrator.core", "orchestrator.daemon", "orchestrator.host.gpus", "msgspec"):
         assert "ModuleNotFoundError" in python(f"{head} import {name}").stderr, name
+    assert all(each.is_symlink() for each in tmp_path.rglob("__pycache__")), "compiled there"
 
 
-def test_the_code_of_an_earlier_version_is_replaced(tmp_path):
-    (tmp_path / "orchestrator").symlink_to("/nowhere")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_code_of_an_earlier_version_is_replaced(tmp_path, compiled):
+    if compiled:
+        (tmp_path / "orchestrator/__pycache__").mkdir(parents=True)
+        (tmp_path / "orchestrator/__pycache__/__init__.cpython-311.pyc").touch()
+    else:
+        (tmp_path / "orchestrator").symlink_to("/nowhere")
     (tmp_path / "workers").symlink_to("/nowhere")
     code_path.link(tmp_path)
     assert (tmp_path / "orchestrator/wire/ids.py").is_file()
+    assert (tmp_path / "orchestrator/__pycache__").is_symlink()
     assert (tmp_path / "workers/sim/main.py").is_file()
 
 
