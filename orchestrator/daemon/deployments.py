@@ -6,6 +6,7 @@ this?" anew, so a daemon that was restarted in the middle of a stop goes on wher
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from orchestrator.core.affinity import cpus_of
 from orchestrator.core.gpu_table import Holding
 from orchestrator.core.state import RESTING, Phase, State, Want
 from orchestrator.daemon import deployment, routing, snapshot
+from orchestrator.daemon.births import lineage
 from orchestrator.daemon.deployment import Deployment, Kept, StopOrder
 from orchestrator.daemon.publisher import Publisher
 from orchestrator.daemon.rollouts import Rollouts
@@ -28,6 +30,7 @@ from orchestrator.host.rundir import RunDir, StateDir
 from orchestrator.host.whole_file import bring_up_to_date, write_whole
 from orchestrator.topology.schema import Topology
 from orchestrator.wire.ids import LifeId, ReplicaId
+from orchestrator.wire.snapshot import TopologyStatus
 
 HOLD_S = 10.0
 
@@ -90,6 +93,21 @@ class Deployments:
                 if cpus := cpus_of(worker.cpu_env):
                     found[worker.id, ""] = Holding(who=worker.id, cpus=cpus)
         return list(found.values())
+
+    def lineages(self) -> set[tuple[str, str]]:
+        """The zygotes that anything of what is up comes from, or is to come from."""
+        workers = [worker for found in self.by_name.values() for worker in found.plan.workers]
+        for unit in self._supervisor.units.values():
+            workers += (*unit.spec.members, *unit.coming.members)
+        return {lineage(worker) for worker in workers}
+
+    def statuses(self) -> list[TopologyStatus]:
+        """What `status` tells of each topology."""
+        now = time.monotonic()
+        return [
+            snapshot.topology(found, self.units(name), now)
+            for name, found in sorted(self.by_name.items())
+        ]
 
     def log_of(self, worker: LifeId) -> str:
         """Where a worker's log goes."""

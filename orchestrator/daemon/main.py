@@ -27,7 +27,7 @@ from orchestrator.core.adopt import SCHEMA, Saved
 from orchestrator.core.adopt import encode as encode_saved
 from orchestrator.core.inventory import Inventory
 from orchestrator.core.state import Phase, State
-from orchestrator.daemon import snapshot, takeover
+from orchestrator.daemon import takeover
 from orchestrator.daemon.adoption import Adoption
 from orchestrator.daemon.checks import Checks
 from orchestrator.daemon.control import Control
@@ -46,6 +46,7 @@ from orchestrator.daemon.preflight import Preflight
 from orchestrator.daemon.prober import Prober
 from orchestrator.daemon.publisher import Publisher
 from orchestrator.daemon.reading import FAILED, RefusedError
+from orchestrator.daemon.snapshot import headline
 from orchestrator.daemon.stalls import Stalls
 from orchestrator.daemon.supervisor import Supervisor
 from orchestrator.daemon.systemd import Systemd
@@ -94,25 +95,21 @@ class Daemon:
         self._started_at = time.monotonic()
         self._over = asyncio.Event()
         self._serving = False
-        self._arriving = 0
+        self._asked = self._arriving = 0
         self._unasked: asyncio.TimerHandle | None = None
         self._end_asked = 0
         self._bug: BaseException | None = None
         self._foreground = Foreground()
         self._watched: dict[str, list[int]] = {}
-        self._systemd = Systemd(os.environ, self._headline)
+        self._systemd = Systemd(os.environ, lambda: headline(self._deployments.statuses()))
         self._context: Context = zmq.Context()
         self._reaper = Reaper()
-        self._nursery = Nursery(run_dir, state_dir, self._reaper, self._preloaded)
+        self._nursery = Nursery(run_dir, state_dir, self._reaper, self._preloaded, self._lineages)
         self._publisher = Publisher(
             self._context, f"ipc://{run_dir.events}", Journal(state_dir.journal)
         )
         self._control = Control(
-            self._context,
-            f"ipc://{run_dir.control}",
-            self._hear,
-            self._answer,
-            self._unreadable,
+            self._context, f"ipc://{run_dir.control}", self._hear, self._answer, self._unreadable
         )
         self._ports = PortTable(run_dir.ports, write_atomically, self._wanted_ports)
         self._desk = PortDesk(self._ports, self._moved)
@@ -123,7 +120,7 @@ class Daemon:
         self._supervisor = Supervisor(self._launcher, self._save, self._publisher, self)
         self._deployments = Deployments(
             run_dir, state_dir, self._supervisor, self._publisher, self._end_if_idle,
-            on_forgotten=self._desk.forget,
+            on_forgotten=self._forgotten,
         )  # fmt: skip
         self._stalls = Stalls(self._supervisor, self._publisher)
         self._hearing = Hearing(
@@ -137,7 +134,9 @@ class Daemon:
             provider(os.environ), self._driver, run_dir=run_dir, units=self._supervisor.units,
             lives=self._launcher.lives, tell=self._supervisor.tell, publisher=self._publisher,
         )  # fmt: skip
-        self._failures = Failures(state_dir.failures, self._gate.memory, self._not_saved)
+        self._failures = Failures(
+            state_dir.failures, run_dir.owed, self._gate.memory, self._not_saved
+        )
         self._verbs = Verbs(
             self._supervisor, self._deployments, self.status, self._watch, self._machine,
             preflight=Preflight(self._nursery.zygote, self._checks).complaints,
@@ -158,6 +157,13 @@ class Daemon:
 
     def _wanted_ports(self) -> set[int]:
         return {port for found in self._deployments.by_name.values() for port in found.ports}
+
+    def _lineages(self) -> set[tuple[str, str]] | None:
+        return None if self._asked else self._deployments.lineages()
+
+    def _forgotten(self, replica: ReplicaId) -> None:
+        self._desk.forget(replica)
+        self._nursery.review()
 
     def _preloaded(self, detail: dict[str, str]) -> None:
         self._publisher.event("daemon", "preloaded", detail=detail)
@@ -181,8 +187,9 @@ class Daemon:
         self._failures.changed(unit, before)
 
     def respecified(self, unit: Unit) -> None:
-        """See `Launcher.limit_logs`."""
+        """See `Launcher.limit_logs` and `Nursery.review`."""
         self._launcher.limit_logs(unit)
+        self._nursery.review()
 
     def settled(self, unit: Unit) -> None:
         """See `Deployments.settled`."""
@@ -204,6 +211,7 @@ class Daemon:
             self._unasked = None
         arrives = verb.name == "up"  # it takes a while, and the daemon may not end meanwhile
         self._arriving += arrives
+        self._asked += 1
         reloads = arrives and bool(self._deployments.by_name)
         if reloads:
             self._systemd.reloading()
@@ -211,6 +219,8 @@ class Daemon:
             return await self._verbs.answer(verb)
         finally:
             self._arriving -= arrives
+            self._asked -= 1
+            self._nursery.review()
             if reloads:
                 self._systemd.ready()
             if not self._deployments.by_name:
@@ -280,6 +290,7 @@ class Daemon:
         self._prober.watch_adopted()
         self._notices.watch_adopted()
         self._gate.begin()
+        self._failures.begin()
         self._publisher.event("daemon", "started", detail={"pid": str(os.getpid())})
         self._serving = True
         self._run_dir.handover.unlink(missing_ok=True)
@@ -363,28 +374,15 @@ class Daemon:
             self._publisher.event(found.name, "abandoned", reason="its foreground `up` has ended")
             self._deployments.begin_down(found, at_once=False)
 
-    def _headline(self) -> str:
-        """Everything in one line, for a service manager."""
-        now = time.monotonic()
-        return snapshot.headline(
-            snapshot.topology(found, self._deployments.units(name), now)
-            for name, found in sorted(self._deployments.by_name.items())
-        )
-
     def status(self) -> dict[str, Any]:
         """The snapshot, as plain data."""
-        now = time.monotonic()
-        deployments = sorted(self._deployments.by_name.items())
-        topologies = [
-            snapshot.topology(found, self._deployments.units(name), now)
-            for name, found in deployments
-        ]
+        topologies = self._deployments.statuses()
         daemon = DaemonStatus(
             pid=os.getpid(),
             version=__version__,
             run_dir=str(self._run_dir.root),
             state_dir=str(self._state_dir.root),
-            uptime_s=now - self._started_at,
+            uptime_s=time.monotonic() - self._started_at,
             on_demand=self._on_demand,
         )
         plain: dict[str, Any] = msgspec.to_builtins(Snapshot(daemon=daemon, topologies=topologies))

@@ -3,8 +3,9 @@
 The bare one starts with the daemon. The other starts as soon as a topology needs it, beside
 validation and placement, because its imports take ten seconds and more; then it is kept, since the
 imports it holds are what makes a restart quick. Each other interpreter that a topology names has a
-zygote of its own, for each engine that it runs. Zygotes of a daemon that died are ended before
-anything else is looked at: a spawn that was on its way must not slip in behind the scan.
+zygote of its own, for each engine that it runs; it goes when nothing that is up names it any more.
+Zygotes of a daemon that died are ended before anything else is looked at: a spawn that was on its
+way must not slip in behind the scan.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import contextlib
 import os
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from orchestrator.core.worker_env import zygote_env
@@ -28,9 +29,16 @@ PRELOADS = {
 }
 CLOSE_S = 2.0
 
+Lineage = tuple[str, str]
+"""A profile, and the interpreter if it isn't ours."""
+
 
 class Nursery:
-    """Zygotes by profile and interpreter; `tell` is told of each that is ready, with details."""
+    """Zygotes by profile and interpreter.
+
+    `tell` is told of each that is ready, with details. `wanted()`: from which of them anything may
+    yet be born; None while that can't be said.
+    """
 
     def __init__(
         self,
@@ -38,12 +46,16 @@ class Nursery:
         state_dir: StateDir,
         reaper: Reaper,
         tell: Callable[[dict[str, str]], None] = lambda _: None,
+        wanted: Callable[[], Collection[Lineage] | None] = lambda: None,
     ) -> None:
         self._run_dir = run_dir
         self._state_dir = state_dir
         self._reaper = reaper
         self._tell = tell
-        self._links: dict[tuple[str, str], ZygoteLink] = {}
+        self._wanted = wanted
+        self._links: dict[Lineage, ZygoteLink] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._reviewing = False
 
     async def end_old(self) -> None:
         """End what earlier daemons started; ZygoteError names one that won't go."""
@@ -86,12 +98,33 @@ class Nursery:
             took = f"{link.preload_s:.1f} s"
             self._tell({"interpreter": command, "engine": profile, "took": took, **link.versions})
 
+    def review(self) -> None:
+        """Let other interpreters go that nothing names any more: once, in the next loop pass."""
+        if not self._reviewing and any(python for _, python in self._links):
+            self._reviewing = True
+            asyncio.get_running_loop().call_soon(self._review)
+
+    def _review(self) -> None:
+        self._reviewing = False
+        wanted = self._wanted()
+        if wanted is None:
+            return
+        for lineage in [each for each in self._links if each[1] and each not in wanted]:
+            self._let_go(self._links.pop(lineage))
+
+    def _let_go(self, link: ZygoteLink) -> None:
+        pid = link.pid  # 0: it died before
+        link.close()
+        if pid:
+            leaving = asyncio.get_running_loop().create_task(_gone(pid))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+
     async def close(self) -> None:
         """Let them end, and wait a moment until they have: nothing may be left."""
-        pids = [link.pid for link in self._links.values() if link.pid]  # 0: it died before
-        for link in self._links.values():
-            link.close()
-        await asyncio.gather(*(_gone(pid) for pid in pids))
+        while self._links:
+            self._let_go(self._links.popitem()[1])
+        await asyncio.gather(*self._leaving)
         with contextlib.suppress(OSError):  # else the next daemon does it
             self._run_dir.forget_dead_zygotes()
             self._run_dir.remove_code()

@@ -52,6 +52,8 @@ POINTS = {
     "launcher.end-heard": "the tree's end was heard, nobody knows",
     "launcher.end-posted": "the tree's end is in the mailbox, its directory still there",
     "launcher.life-removed": "the tree's end is on disk, its directory gone",
+    "failures.noted": "a replica was given up, its line waits for the GPU driver",
+    "failures.written": "the line is written, the note that it waits is still there",
     "deployments.written": "a topology is on disk, nothing of it begun",
     "deployments.stop-written": "parts of it are to stop in order, nobody was asked",
     "deployments.down-written": "it is to go down, nobody was asked to stop",

@@ -108,6 +108,7 @@ class RunDir:
         self.lives = root / "lives"
         self.probes = root / "probes"
         self.zygotes = root / "zygotes"
+        self.owed = root / "owed"
         self.code = root / "code"
         self.ports = root / "ports.json"
 
@@ -120,7 +121,14 @@ class RunDir:
                 f"socket paths leave room for {PATH_MAX}; set DYNORCH_RUN_DIR to a shorter one"
             )
         _make_private(self.root)
-        for folder in (self.replicas, self.topologies, self.lives, self.probes, self.zygotes):
+        for folder in (
+            self.replicas,
+            self.topologies,
+            self.lives,
+            self.probes,
+            self.zygotes,
+            self.owed,
+        ):
             _make_private(folder)
 
     def check(self) -> None:

@@ -326,7 +326,7 @@ class World:
 
         eventually(no_process, within_s=5)
         run_dir = self.dynorch.run_dir
-        for folder in ("lives", "replicas", "topologies"):
+        for folder in ("lives", "owed", "replicas", "topologies"):
             assert not list((run_dir / folder).iterdir()), f"left in {folder}"
         assert not list(run_dir.rglob("*.sock")), "sockets are left"
         self.no_shared_memory()

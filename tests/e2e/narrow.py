@@ -4,6 +4,7 @@ Three things run beside it: `ticker` writes numbered lines and is never touched,
 the deeds are done to, and a second topology, `other`, comes and goes. See `host/fault_points`.
 """
 
+import json
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ from orchestrator.wire.snapshot import ReplicaStatus, Snapshot
 from orchestrator.wire.sockets import make_socket
 from tests.e2e.chaos import TOKEN, ZOO, Seen, look
 from tests.e2e.conftest import Dynorch, zombie
+from tests.e2e.gpus import given
 from tests.eventually import eventually
 
 MAIN = """
@@ -41,6 +43,12 @@ command = ["{python}", "-I", "-S", "{zoo}", "sleeper", "{root}"]
 command = ["{python}", "-I", "-S", "{zoo}", "sleeper", "{root}"]
 depends-on = ["one"]
 """
+DOOMED = """
+name = "doomed"
+[processes.one]
+command = ["sh", "-c", "exit 2"]
+gpus = 1
+"""
 FAMILY = 5
 
 
@@ -52,6 +60,7 @@ class Scene:
         self.fault = dynorch.root / "fault"
         value = f"narrow-{os.getpid()}"
         self.token = f"{TOKEN}={value}"
+        given(dynorch, 1)
         env = {**dynorch.env, TOKEN: value, VARIABLE: str(self.fault)}
         self.said = (dynorch.root / "daemons").open("wb")
         self.forker = subprocess.Popen(
@@ -60,7 +69,7 @@ class Scene:
         )  # fmt: skip
         self.files = {
             name: dynorch.file(self._filled(text), f"{name}.toml")
-            for name, text in (("main", MAIN), ("other", OTHER))
+            for name, text in (("main", MAIN), ("other", OTHER), ("doomed", DOOMED))
         }
         self.context = zmq.Context()
         self.counted = -1
@@ -161,6 +170,11 @@ class Scene:
         except FileNotFoundError as error:
             raise AssertionError("it is being rotated") from error
         return data.split(b"\n")[:-1]
+
+    def failures(self) -> list[dict]:
+        """What was told of those that were given up."""
+        path = self.dynorch.state_dir / "failures.jsonl"
+        return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
 
     def no_tick_is_lost(self) -> int:
         """The ticker's numbers follow each other, from what was seen last time on."""

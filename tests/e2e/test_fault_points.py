@@ -51,6 +51,7 @@ IN_ORDER = [
     "deployments.stop-written", "supervisor.saved", "launcher.stop-given", "shim.stop-done",
     "launcher.life-removed",
 ]  # fmt: skip
+GIVEN_UP = ["failures.noted", "failures.written"]
 STARTS = [name for name in fault_points.POINTS if name.startswith(("daemon.", "adoption."))]
 
 
@@ -171,6 +172,17 @@ def test_statement_53_a_stop_in_order_is_carried_to_its_end(scene, point):
     eventually(lambda: "other/one" not in scene.replicas(), within_s=20)
 
 
+@pytest.mark.parametrize("point", GIVEN_UP)
+def test_who_is_given_up_is_told_once_wherever_the_daemon_dies(scene, point):
+    before = len(scene.failures())
+    die_at(scene, point, lambda: scene.tell("up", file=str(scene.files["doomed"])))
+    scene.call("down", topology="doomed")
+    eventually(lambda: "doomed/one" not in scene.replicas(), within_s=20)
+    (told,) = scene.failures()[before:]
+    assert (told["replica"], told["exit_code"]) == ("doomed/one-0", 2)
+    assert (told["gpu_memory"] is None) is (point == "failures.noted")
+
+
 @pytest.mark.parametrize("point", STARTS)
 def test_statement_53_a_daemon_that_dies_while_it_adopts_loses_nothing(scene, point):
     """The first one was killed, the second dies at the point, the third must know everything."""
@@ -221,7 +233,7 @@ def test_every_point_is_in_the_code_and_tried():
     for path in (ROOT / "orchestrator").rglob("*.py"):
         found += re.findall(r'reached\("([a-z.-]+)"\)', path.read_text())
     assert sorted(set(found) - {"rehearsal"}) == sorted(fault_points.POINTS)
-    tried = {*CRASHES, *RESTARTS, *STOPS, *ARRIVALS, *DEPARTURES, *IN_ORDER, *STARTS}
+    tried = {*CRASHES, *RESTARTS, *STOPS, *ARRIVALS, *DEPARTURES, *IN_ORDER, *GIVEN_UP, *STARTS}
     assert tried == set(fault_points.POINTS)
     assert len(fault_points.POINTS) >= 30
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.host import procfs
+from tests.e2e.conftest import zombie
 from tests.e2e.test_up_down import request
 from tests.eventually import eventually
 
@@ -61,6 +63,40 @@ def test_workers_run_in_the_environment_that_the_file_names(dynorch, python):
     assert "msgspec=" in told
     os.kill(before, signal.SIGKILL)
     eventually(lambda: dynorch.replica("worker")["routable"] and dynorch.pid("worker") != before)
+
+
+SPARES = 2
+OTHER = 'name = "o"\n[processes.p]\ncommand = ["sleep", "1000"]\n'
+
+
+def family(dynorch) -> list[int]:
+    """The zygote for simulated engines, with its spare shim and worker; empty where it has none."""
+    below = procfs.descendants(dynorch.daemon_pid())
+    (zygote, *_) = [one for one in below if b"dynorch: zygote sim" in title(one.pid)] or (None,)
+    spares = procfs.descendants(zygote.pid) if zygote else ()
+    spares = [one for one in spares if b"dynorch: spare" in title(one.pid)]
+    return [zygote.pid, *(one.pid for one in spares)] if len(spares) == SPARES else []
+
+
+def title(pid: int) -> bytes:
+    return procfs.read(f"/proc/{pid}/cmdline", 200) or b""
+
+
+def test_an_interpreter_goes_with_the_last_topology_that_names_it_and_comes_again(dynorch, python):
+    named = TOPOLOGY.replace("PYTHON", str(python))
+    dynorch("up", "-d", dynorch.file(OTHER, "o.toml"))
+    dynorch("up", "-d", dynorch.file(named))
+    first = eventually(lambda: family(dynorch), within_s=30)
+    dynorch("up", "-d", dynorch.file(named.replace(f'python = "{python}"\n', "")))
+    eventually(lambda: all(map(zombie, first)), within_s=30)
+    assert not family(dynorch)
+    assert request(dynorch, "/v1/completions", {"model": "tiny", "prompt": "a"})[0] == 200
+    dynorch("up", "-d", dynorch.file(named))
+    second = eventually(lambda: family(dynorch), within_s=30)
+    assert request(dynorch, "/v1/completions", {"model": "tiny", "prompt": "a"})[0] == 200
+    dynorch("down", "t")
+    eventually(lambda: all(map(zombie, second)), within_s=30)
+    assert dynorch.topology("o")["health"] == "ready"
 
 
 @pytest.mark.parametrize(

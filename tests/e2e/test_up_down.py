@@ -42,6 +42,7 @@ def test_up_serves_and_down_leaves_nothing(dynorch):
     dynorch("down")
     assert all(zombie(pid) for pid in pids)
     assert list((dynorch.run_dir / "lives").iterdir()) == []
+    assert not (dynorch.run_dir / "code").exists()
     assert dynorch("status", code=3)
 
 

@@ -167,30 +167,33 @@ def test_a_late_end_of_a_foreground_up_takes_no_namesake_down(house, monkeypatch
 # ---- zygotes -------------------------------------------------------------------------------------
 
 
+class Link:
+    """A zygote that died right after its start; `seen`: what was done to it."""
+
+    pid = 0
+    preload_s = 2.0
+
+    def __init__(self, seen: list[str]) -> None:
+        self.seen = seen
+        self.versions = {"python": "3.11.9"}
+
+    def start(self, profile, python, *_, home) -> None:
+        self.seen.append(profile if python == sys.executable else f"{profile} {python}")
+
+    def until_ready(self):
+        ready = asyncio.get_running_loop().create_future()
+        ready.set_result(None)
+        return ready
+
+    def close(self) -> None:
+        self.seen.append("closed")
+
+
 @pytest.fixture
 def done(monkeypatch):
-    """What was done to zygotes; each died right after its start."""
+    """What was done to zygotes."""
     seen: list[str] = []
-
-    class Link:
-        pid = 0
-        preload_s = 2.0
-
-        def __init__(self, *_) -> None:
-            self.versions = {"python": "3.11.9"}
-
-        def start(self, profile, python, *_, home) -> None:
-            seen.append(profile if python == sys.executable else f"{profile} {python}")
-
-        def until_ready(self):
-            ready = asyncio.get_running_loop().create_future()
-            ready.set_result(None)
-            return ready
-
-        def close(self) -> None:
-            seen.append("closed")
-
-    monkeypatch.setattr(nursery_module, "ZygoteLink", Link)
+    monkeypatch.setattr(nursery_module, "ZygoteLink", lambda *_: Link(seen))
     return seen
 
 
@@ -216,6 +219,43 @@ def test_a_zygote_that_has_died_before_is_not_waited_for(stage, done):
     assert done == ["bare", "closed"]
 
 
+def test_an_interpreter_that_nothing_names_any_more_is_let_go(stage, done):
+    named = {("vllm", "/v/python"), ("vllm", "/w/python")}
+    nursery = Nursery(stage.run_dir, stage.state_dir, None, wanted=lambda: named)
+
+    def review():
+        stage.call(nursery.review)
+        stage.turn()
+
+    for key in [("bare", ""), ("vllm", ""), *sorted(named)]:
+        stage.call(nursery.zygote, *key)
+    asked, named = named - {("vllm", "/v/python")}, None
+    review()
+    assert "closed" not in done, "a verb is being answered, and may want it"
+    named = asked
+    review()
+    assert done.count("closed") == 1
+    named = asked | {("vllm", "/v/python")}
+    stage.call(nursery.zygote, "vllm", "/v/python")
+    review()
+    assert done.count("vllm /v/python") == 2, "it is wanted again, and comes anew"
+    stage.loop.run_until_complete(nursery.close())
+    assert done.count("closed") == 5
+
+
+def test_no_interpreter_is_let_go_while_a_verb_may_want_it(house):
+    house.daemon._nursery._links["sim", "/v/python"] = link = Link([])
+    house.gate.clear()
+    plan = house.ask("plan")
+    house.loop.call_soon(house.daemon._nursery.review)
+    house.turn()
+    assert link.seen == []
+    house.gate.set()
+    house.turn()
+    assert plan.done()
+    assert link.seen == ["closed"]
+
+
 @pytest.mark.parametrize("left", [None, "lives", "probes"])
 def test_the_import_path_goes_with_the_last_who_may_need_it(stage, done, left):
     nursery = Nursery(stage.run_dir, stage.state_dir, None)
@@ -230,7 +270,7 @@ def test_the_import_path_goes_with_the_last_who_may_need_it(stage, done, left):
 def test_without_a_place_for_the_import_path_there_is_no_zygote(stage, done):
     stage.run_dir.code.write_text("in the way")
     nursery = Nursery(stage.run_dir, stage.state_dir, None)
-    with pytest.raises(ZygoteError, match="cannot write to .*/code/.*: Not a directory"):
+    with pytest.raises(ZygoteError, match=r"cannot write to .*/code/.*: Not a directory"):
         nursery.zygote("bare")
 
 

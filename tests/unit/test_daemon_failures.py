@@ -21,6 +21,7 @@ class Ward(Room):
     def make_failures(self) -> Failures:
         return Failures(
             self.state_dir.failures,
+            self.run_dir.owed,
             self.gate.memory,
             lambda replica, why: self.troubles.append((str(replica), why)),
         )
@@ -109,7 +110,7 @@ def test_a_daemon_that_ends_waits_for_the_answer(ward):
     async def memory(unit):
         return await asked
 
-    ward.failures = Failures(ward.state_dir.failures, memory, lambda *_: None)
+    ward.failures = Failures(ward.state_dir.failures, ward.run_dir.owed, memory, lambda *_: None)
     ward.fails("b")
     assert not ward.state_dir.failures.exists()
     closing = ward.loop.create_task(ward.failures.close())
@@ -119,6 +120,37 @@ def test_a_daemon_that_ends_waits_for_the_answer(ward):
     ward.turn()
     assert closing.done()
     assert len(ward.lines()) == 1
+    assert list(ward.run_dir.owed.iterdir()) == []
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_line_that_waits_for_the_driver_outlives_the_daemon(ward, written):
+    """Killed before it was written, or just after, it is there once."""
+    up(ward)
+    ward.failures = dying = ward.make_failures()
+    dying._memory = lambda _: ward.loop.create_future()  # hangs for ever
+    ward.fails("b")
+    (note,) = ward.run_dir.owed.iterdir()
+    if written:
+        dying._write(ward.unit("two/b-0").id, json.loads(note.read_text()) | {"gpu_memory": {}})
+    ward.failures = ward.make_failures()
+    ward.failures.begin()
+    ward.failures.begin()
+    (found,) = ward.lines()
+    assert (found["replica"], found["class"]) == ("two/b-0", "config")
+    assert found["gpu_memory"] == ({} if written else None)
+    assert list(ward.run_dir.owed.iterdir()) == []
+
+
+def test_a_note_that_is_torn_is_dropped_and_one_that_cannot_be_written_is_told(ward):
+    up(ward)
+    (ward.run_dir.owed / "1.json").write_text('{"at": 1')
+    ward.failures.begin()
+    assert not ward.state_dir.failures.exists()
+    ward.run_dir.owed.rmdir()
+    ward.fails("b")
+    assert [replica for replica, _ in ward.troubles] == ["two/b-0"]
+    assert len(ward.lines()) == 1, "it is written all the same"
 
 
 def test_a_line_that_cannot_be_written_is_told(ward):
