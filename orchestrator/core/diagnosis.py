@@ -187,7 +187,8 @@ def explained(end: End, row: Row, line: str, finding: Finding, *, ending: str) -
         parts.reverse()
         line = ""
     sentence = "; ".join(part for part in parts if part)
-    return Reason(cause_of(row, end), sentence, fill(row.todo, told), printable(line))
+    todo, evidence = fill(row.todo, told), printable(line)
+    return Reason(cause_of(row, end), sentence, todo, evidence, hearsay=row.hearsay)
 
 
 def cause_of(row: Row, end: End) -> Cause:

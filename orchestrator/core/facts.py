@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from orchestrator.core.diagnosis import End, diagnose, why_silent
 from orchestrator.core.events import ExitFacts
+from orchestrator.core.log_lines import printable
 from orchestrator.core.moves import with_member
 from orchestrator.core.reasons import Cause, Reason
 from orchestrator.core.state import Fault, Stage, State, Want
@@ -55,18 +56,36 @@ def explain(state: State, index: int, facts: ExitFacts, ready_for_s: float | Non
 def sharpen(state: State, index: int, facts: ExitFacts) -> State:
     """Explain the first failure again now that its whole tree has left its log behind."""
     first = state.fault
-    if first is None or first.member != index:
+    if first is None:
         return state
-    if first.exited and facts.status is not None:
+    if first.member != index and first.reason.hearsay:
+        reason = first.reason
+    elif first.member != index:
+        return state
+    elif first.exited and facts.status is not None:
         reason = explain(state, index, facts, first.ready_s)
     elif first.reason.cause in SILENCES:
         reason = with_why(first.reason, facts.tail)
     else:
         return state
+    reason = first_hand(state, first.member, reason)
     state = replace(state, fault=replace(first, reason=reason), last_failure=reason)
     if state.want is Want.DOWN or state.unkillable:
         return state
     return replace(state, reason=reason)
+
+
+def first_hand(state: State, index: int, reason: Reason) -> Reason:
+    """Let the last words of another member explain what this one knows by hearsay only.
+
+    It may well have died sooner than the one whose death it noticed.
+    """
+    for other, member in enumerate(state.members):
+        if reason.hearsay and other != index and member.bye_text:
+            said = printable(member.bye_text)
+            sentence = f"member {other}: {said}; then {reason.sentence}"
+            return Reason(reason.cause, sentence, evidence=said)
+    return reason
 
 
 SILENCES = frozenset({Cause.START_TIMEOUT, Cause.UNHEALTHY})

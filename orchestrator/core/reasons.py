@@ -57,12 +57,16 @@ NOT_CHARGED = frozenset(
 
 
 class Reason(msgspec.Struct, frozen=True):
-    """One line that explains, and where there is something to do, what."""
+    """One line that explains, and where there is something to do, what.
+
+    `hearsay`: it only tells that somebody else died.
+    """
 
     cause: Cause
     sentence: str
     advice: str = ""
     evidence: str = ""
+    hearsay: bool = False
 
     def __str__(self) -> str:
         return f"{self.sentence}; {self.advice}" if self.advice else self.sentence

@@ -269,6 +269,33 @@ def test_statement_39_three_deaths_in_one_teardown_count_once_with_the_class_of_
     assert "member 1" in driver.state.last_failure.sentence
 
 
+CLOSED = "RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4113"
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("said", ["before", "between"])
+def test_who_heard_of_a_death_first_is_explained_by_who_died(order, said):
+    """Its engine was ended by the other's, which needs longer to end itself."""
+    driver = Driver(Policy(members=2)).start().ready()
+    words = (e.SaidBye, 0, "engine-died", "VLLM::DPCoordinator was killed by SIGKILL")
+    if said == "before":
+        driver.member(*words)
+    driver.member(e.MainExited, 1, 71 << 8, after_s=40.0)
+    if said == "between":
+        driver.member(*words)
+    for member in order:
+        driver.empty(member, 9 if member == 0 else 71 << 8, tail=CLOSED if member else "")
+    sentence = driver.state.last_failure.sentence
+    assert sentence.startswith("member 0: VLLM::DPCoordinator was killed by SIGKILL; then member 1")
+    assert "another rank of its group died" in sentence
+
+
+def test_hearsay_is_all_there_is_if_nobody_says_more():
+    driver = Driver(Policy(members=2)).start().ready().member(e.MainExited, 1, 71 << 8)
+    driver.empty(1, 71 << 8, tail=CLOSED).empty(0, 9)
+    assert "member 1: another rank of its group died" in driver.state.last_failure.sentence
+
+
 def test_statement_40_a_member_out_of_memory_twice_fails_the_gang():
     driver = Driver(GANG).start()
     for _ in range(2):

@@ -49,7 +49,6 @@ engine = "vllm"
 {toml_lines(FLAGS)}
 [roles.decode]
 kind = "decode"
-replicas = 2
 engine = "vllm"
 [roles.decode.vllm]
 {toml_lines(FLAGS)}
@@ -130,7 +129,7 @@ def test_kv_cache_moves_from_prefill_to_decode(reference, served):
         status, headers, body = asked(served, name)
         assert status == 200
         assert headers["x-dynorch-prefill"].startswith("disagg/prefill-0.0#")
-        assert headers["x-dynorch-worker"].startswith("disagg/decode-")
+        assert headers["x-dynorch-worker"].startswith("disagg/decode-0.0#")
         assert is_right(reference, name, body)
 
     def counts():
