@@ -3,16 +3,23 @@
 #
 # $SMI_STUB names the file. One line per device, in the order of the indices:
 #     UUID,NAME,TOTAL_MIB,USED_MIB,MIG      USED_MIB may be "lost"; MIG is Enabled or Disabled
-# and "apps,UUID,PID,USED_MIB" for a process, "hang" for a driver that does.
+# and "apps,UUID,PID,USED_MIB" for a process, "hang" for a driver that does. Of MIG instances the
+# answers are files beside it: the file's name with .L and .xml.
 for word; do
     case $word in
     --query-gpu=*) query=${word#*=} ;;
     --query-compute-apps=*) query=apps ;;
     -q) query=people ;;
+    -L) query=list ;;
+    -x) query=xml ;;
     --id=*) only=${word#*=} ;;
     esac
 done
 grep -qx hang "$SMI_STUB" && exec sleep 3600
+case $query in
+list) exec cat "$SMI_STUB.L" ;;
+xml) exec cat "$SMI_STUB.xml" ;;
+esac
 exec awk -F, -v query="$query" -v only="$only" '
     $1 == "apps" { if (query == "apps" && $2 == only) print $3 ", " $4; next }
     { at = number++ }
