@@ -62,13 +62,18 @@ class Orders(Protocol):
 
 @dataclass(slots=True)
 class Life:
-    """One life that this daemon looks after. `link` is None until its shim answers."""
+    """One life that this daemon looks after.
+
+    `link` is None until its shim answers. `log_limits`: what was asked for at its birth; None where
+    another daemon asked.
+    """
 
     unit: Unit
     id: LifeId
     directory: Path
     link: ShimLink | None = None
     record: records.LifeRecord | None = None
+    log_limits: tuple[int, int] | None = None
     orders: dict[str, actions.MemberAction] = field(default_factory=dict)
     ending: bool = False
 
@@ -132,6 +137,7 @@ class Launcher:
             self._run_dir.remove_life(directory)
             self._unborn(life, str(error))
             return
+        here.log_limits = request.log_max_bytes, request.log_backups
         future = zygote.spawn(request)
         reached("launcher.birth-asked")
         future.add_done_callback(lambda done: self._spawned(here, done))
@@ -194,8 +200,9 @@ class Launcher:
         here.link = ShimLink.connect(here.directory, lambda event: self._heard(here, event))
         here.record = here.link.record
         note(here.unit.of(here.id), here.record)
-        # They may have changed since the shim was asked for.
-        here.link.limit_log(here.unit.spec.log_max_bytes, here.unit.spec.log_backups)
+        limits = here.unit.spec.log_max_bytes, here.unit.spec.log_backups
+        if here.log_limits != limits:  # a file that was applied meanwhile may have changed them
+            here.link.limit_log(*limits)
         for action in here.orders.values():
             self._give(here.link, action)
 

@@ -54,7 +54,7 @@ engine = "vllm"
 {toml_lines(FLAGS)}
 [kv-transfer]
 connector = "nixl"
-lease = "60s"
+lease = "30s"
 """
     with deployed(text) as dynorch:
         yield dynorch
@@ -216,7 +216,7 @@ def test_a_draining_prefill_waits_for_decode_to_read(reference, served):
     with pytest.raises(AssertionError):
         eventually(lambda: not draining(served), within_s=3)
     read_by_decode(served, reference, "completion", params)
-    # Long before its deadline, which is 30 s.
+    # Long before its lease ends.
     eventually(lambda: not draining(served), within_s=15)
     assert restart.wait(SERVE_S) == 0
     assert served.pid("prefill") != pid
