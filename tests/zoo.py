@@ -345,6 +345,22 @@ def dawdler():
     pause()
 
 
+def loader():
+    """Deaf to TERM while it loads, which it does until SIGUSR1; then it is ready, told or not."""
+    import socket  # noqa: PLC0415
+
+    def loaded(*_):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as says:
+            says.connect(os.environ["NOTIFY_SOCKET"])
+            says.send(b"READY=1\nSTATUS=loaded")
+        (FOLDER / "said").touch()
+
+    on_term_count()
+    signal.signal(signal.SIGUSR1, loaded)
+    note("main")
+    pause()
+
+
 def mortal():
     """A family whose main says who it is, and leaves with 7 on TERM, after its last words."""
     family()

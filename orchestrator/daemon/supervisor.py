@@ -31,8 +31,8 @@ from orchestrator.wire.ids import ReplicaId
 
 BIRTHS_MAX = 8
 """Replicas that may be under birth at once; the others wait for their turn."""
-TURN_MAX = 256
-"""Events taken in one loop pass; sockets get their turn in between."""
+TURN_MAX = 32
+"""Events taken in one loop pass, about a millisecond each; sockets get their turn in between."""
 
 
 Letter = tuple[ReplicaId, events.Event, Callable[[], None] | None]

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import stat
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import zmq
 
 from orchestrator.wire.sockets import bind_ipc, make_socket
 from tests.e2e.machine import Machine, zoo
+from tests.e2e.test_up_down import AGG
 
 NOBODY = 65534
 HELLO = b"\xff" + b"\0" * 8 + b"\x7f\x03\x01NULL" + b"\0" * 49
@@ -69,6 +71,23 @@ def test_statement_66_the_daemons_sockets_refuse_another_uid():
         assert heard_as(NOBODY, socket.SOCK_STREAM, path, HELLO) == b""
         assert heard_as(os.getuid(), socket.SOCK_STREAM, path, HELLO).startswith(b"\xff")
         router.close()
+
+
+def test_statement_66_a_daemons_directory_and_every_socket_in_it_are_its_own(dynorch):
+    before = os.umask(0)  # nothing here is private by somebody else's care
+    try:
+        dynorch("up", "-d", dynorch.file(AGG))
+    finally:
+        os.umask(before)
+    run_dir = dynorch.run_dir
+    assert run_dir.stat().st_mode & 0o777 == 0o700
+    modes = [stat.filemode(path.lstat().st_mode) for path in run_dir.rglob("*")]
+    sockets = [mode for mode in modes if mode.startswith("s")]
+    assert len(sockets) > 3
+    assert set(sockets) == {"srw-------"}
+    assert heard_as(NOBODY, socket.SOCK_STREAM, run_dir / "control.sock", HELLO) == b"!"
+    open_up(run_dir / "control.sock")
+    assert heard_as(NOBODY, socket.SOCK_STREAM, run_dir / "control.sock", HELLO) == b""
 
 
 def test_statement_66_a_shims_socket_refuses_another_uid():

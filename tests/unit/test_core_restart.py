@@ -86,6 +86,7 @@ def test_statement_26_the_same_words_after_ready_are_a_crash():
     driver = Driver().start().ready().end(1, tail=OOM, after_s=9.0)
     assert driver.state.last_failure.cause is Cause.CRASH
     assert driver.state.counters.tallies == {}
+    assert driver.state.counters.weight == 1.0, "the run budget"
 
 
 def test_s28_a_slow_start_is_left_alone_and_a_silent_one_tried_twice():
@@ -126,6 +127,14 @@ def test_statement_32_counters_and_the_rest_of_the_delay_survive_the_daemon():
     driver.reload().feed(e.DaemonRestarted(), after_s=2.0)
     assert driver.state == before
     assert [action.at for action in driver.actions] == [before.not_before]
+
+
+def test_statement_32_the_tries_of_each_class_survive_the_daemon():
+    driver = Driver().start().born().end(1, tail=OOM)
+    assert driver.state.counters.tallies
+    driver.reload().feed(e.DaemonRestarted()).deadline().born().end(1, tail=OOM)
+    assert (driver.phase, driver.cause) == (Phase.FAILED, Cause.OOM_LOAD)
+    assert len(driver.spawned_at) == 2
 
 
 def test_s33_only_a_start_by_hand_leaves_failed_and_forgives():

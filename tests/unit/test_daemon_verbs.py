@@ -225,12 +225,20 @@ def test_arguments_that_make_no_sense_are_refused(desk, name, args):
     assert name in reply.text
 
 
+FILE, TARGET = {"file": "/x"}, {"target": "agg"}
+NEEDS = {
+    "up": FILE, "difference": FILE, "scale": {"replicas": {"worker": 1}}, "down": {},
+    "start": TARGET, "stop": TARGET, "restart": TARGET, "drain": TARGET,
+}  # fmt: skip
+"""What each verb must be told; `status` reads nothing of what it is told."""
+
+
 @pytest.mark.parametrize("what", ["command", "argv", "env", "cwd", "path", "text"])
-@pytest.mark.parametrize("name", ["start", "stop", "restart", "down", "up"])
+@pytest.mark.parametrize("name", NEEDS)
 def test_statement_66_no_verb_brings_a_command_line_an_environment_or_a_path(desk, name, what):
     """What runs is said by the file alone, which `up` names and the daemon itself reads."""
-    needed = {"up": {"file": "/x"}, "down": {}}.get(name, {"target": "agg"})
-    reply = desk(name, **needed, **{what: "x"})
+    assert set(desk.verbs._by_name) == {*NEEDS, "status"}
+    reply = desk(name, **NEEDS[name], **{what: "x"})
     assert reply.code == 2
     assert what in reply.text
 
