@@ -322,17 +322,14 @@ def test_statement_43_a_stop_during_teardown_or_backoff_spawns_nothing_afterward
     driver = Driver(GANG).start().ready().member(e.MainExited, 1, 9, after_s=5.0).stop()
     for member in range(3):
         driver.empty(member, 9)
-    assert driver.phase is Phase.STOPPED
-    assert len(driver.spawned_at) == 1
-
+    assert (driver.phase, len(driver.spawned_at)) == (Phase.STOPPED, 1)
     driver.start().ready().member(e.MainExited, 1, 9, after_s=5.0)
     for member in range(3):
         driver.empty(member, 9)
     assert (driver.phase, driver.cause) == (Phase.WAITING, Cause.BACKOFF)
     serial = driver.state.deadline.serial
     driver.stop().feed(e.DeadlineReached(serial), after_s=100.0)
-    assert driver.phase is Phase.STOPPED
-    assert len(driver.spawned_at) == 2
+    assert (driver.phase, len(driver.spawned_at)) == (Phase.STOPPED, 2)
 
 
 # ---- the gate ----------------------------------------------------------------------------------
