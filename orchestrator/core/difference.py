@@ -19,7 +19,7 @@ from orchestrator.wire.ids import ReplicaId
 Kind = Literal["unchanged", "live", "restart", "add", "remove"]
 
 READ_BY_US = frozenset({"id", "replica", "member", "depends_on", "conditions", "serves"})
-"""Fields of a planned worker that no process is started with."""
+"""Fields of a planned worker that no process is started with; some are rules."""
 TIMEOUTS = {
     worker_env.READY_TIMEOUT: "start.timeout_s",
     worker_env.STEP_TIMEOUT: "liveness.busy_s",

@@ -261,6 +261,8 @@ def config(each: UnitSpec) -> Config:
     """A spec as differences are made of."""
     rules: dict[str, Any] = {"depends-on": ", ".join(each.members[0].after)}
     rules |= bonds.rules(each.needs, each.bonds, each.members[0].depends_on)
+    if (serves := each.members[0].serves) is not None:
+        rules |= {"serves.url": serves.url, "serves.models": list(serves.models)}
     for one in fields(each):
         if one.name not in NOT_RULES:
             lead = "" if one.name == "policy" else one.name

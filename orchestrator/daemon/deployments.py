@@ -298,11 +298,18 @@ class Deployments:
             found.holding = False
             self.publish(found)
 
-    def publish(self, found: Deployment) -> None:
-        """Publish the routing table of one topology, with a new version."""
+    def publish(self, found: Deployment, *, changed: bool = False) -> None:
+        """Publish the routing table of one topology, with a new version.
+
+        `changed`: the frontends' present table is wrong now, also where it was the last daemon's.
+        """
         units = self.units(found.name)
         if found.holding and not routing.is_complete(units):
-            return  # the frontends obey the last daemon's table, which is right
+            # The frontends obey the last daemon's table, which is right; or else nobody may be
+            # told that they obey the present one.
+            if changed:
+                found.routes_version = routing.next_version(found.routes_version)
+            return
         found.holding = False
         found.routes_version = routing.next_version(found.routes_version)
         now = asyncio.get_running_loop().time()

@@ -42,8 +42,8 @@ class Home(Protocol):
     def forget(self, replica: ReplicaId) -> None:
         """Drop what is on disk of a replica that is gone."""
 
-    def publish(self, found: Deployment) -> None:
-        """Send the routing table."""
+    def publish(self, found: Deployment, *, changed: bool = False) -> None:
+        """Send the routing table. `changed`: the one that frontends have is wrong now."""
 
 
 class Rollouts:
@@ -113,7 +113,7 @@ class Rollouts:
             raise
         self._publisher.event(found.name, "changing", detail=proposals.counts(kinds))
         self._take_over(found, proposal, units)
-        self._home.publish(found)
+        self._home.publish(found, changed=True)
         self.advance(found)
 
     def _pins(

@@ -29,6 +29,22 @@ WORKER = '[roles.worker]\nengine = "sim"\n'
 COMPLETIONS = "/v1/completions"
 
 
+def get(port: int, path: str) -> dict:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("GET", path)
+    found = json.loads(connection.getresponse().read())
+    connection.close()
+    return found
+
+
+def stream(port: int, prompt: str) -> socket.socket:
+    body = json.dumps({"model": "theirs", "prompt": prompt, "stream": True}).encode()
+    sock = socket.create_connection(("127.0.0.1", port), timeout=20)
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+    sock.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+    return sock
+
+
 class Two:
     """The topology, up, and what the server wrote down."""
 
@@ -44,18 +60,10 @@ class Two:
         return ask(self.dynorch.port, COMPLETIONS, {"model": "theirs"} | body)
 
     def get(self, path: str) -> dict:
-        connection = http.client.HTTPConnection("127.0.0.1", self.dynorch.port, timeout=20)
-        connection.request("GET", path)
-        found = json.loads(connection.getresponse().read())
-        connection.close()
-        return found
+        return get(self.dynorch.port, path)
 
     def stream(self, prompt: str) -> socket.socket:
-        body = json.dumps({"model": "theirs", "prompt": prompt, "stream": True}).encode()
-        sock = socket.create_connection(("127.0.0.1", self.dynorch.port), timeout=20)
-        head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
-        sock.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-        return sock
+        return stream(self.dynorch.port, prompt)
 
     def received(self) -> list:
         return [json.loads(line) for line in self.log.read_text().splitlines()]

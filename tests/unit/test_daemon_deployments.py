@@ -197,6 +197,19 @@ def test_an_adopted_table_waits_for_all_who_serve(stage, adopted):
     assert not adopted.holding
 
 
+def test_whoever_changes_what_an_adopted_table_says_waits_for_the_new_one(stage, adopted):
+    """The frontends obey the old one, so nobody may be told that the change has reached them."""
+    obeyed = adopted.routes_version
+    stage.call(stage.deployments.publish, adopted)
+    assert adopted.routes_version == obeyed
+    stage.call(stage.deployments.publish, adopted, changed=True)
+    assert stage.tables == []
+    assert adopted.routes_version > obeyed
+    for name in ("agg/worker-0", "agg/worker-1"):
+        stage.hello(stage.unit(name), ready=True)
+    assert [table.version for table in stage.tables] == [adopted.routes_version]
+
+
 def test_an_adopted_table_does_not_wait_for_the_dead(stage, adopted):
     stage.hello(stage.unit("agg/worker-0"), ready=True)
     stage.post(stage.unit("agg/worker-1"), e.MainExited, 9)

@@ -14,6 +14,7 @@ import aiohttp
 from yarl import URL
 
 from orchestrator.wire.plane import Head
+from orchestrator.wire.routes import Route
 from workers.frontend.events import WholeEvents, is_stream
 from workers.frontend.exchange import Sink
 from workers.frontend.intake import Ask
@@ -38,6 +39,7 @@ class HttpLink(Link):
         """Ask it what it serves; `on_change` tells of what follows."""
         self._loop = asyncio.get_running_loop()
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._listed: dict[str, dict[str, Any]] = {}
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN_S),
@@ -135,8 +137,16 @@ class HttpLink(Link):
         self._ask_timer = self._loop.call_later(ASK_AGAIN_S, self._ask)
         self._on_change(self)
 
+    def stay(self, route: Route) -> None:
+        """Be in the table (again); which models it serves is the table's to say."""
+        super().stay(route)
+        self.cards = self._shown()
+
     def _answered(self, cards: list[dict[str, Any]]) -> None:
+        self._listed = {card["id"]: card for card in cards}
+        super()._answered(self._shown())
+
+    def _shown(self) -> list[dict[str, Any]]:
         """Show of its models those that the topology names, whether it lists them or not."""
-        listed = {card["id"]: card for card in cards}
         plain = {"object": "model", "owned_by": self.route.role}
-        super()._answered([listed.get(name, {"id": name} | plain) for name in self.route.models])
+        return [self._listed.get(name, {"id": name} | plain) for name in self.route.models]

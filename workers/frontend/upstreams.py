@@ -100,7 +100,7 @@ class Upstreams:
         self.routes = routes
         self._two_stages = table.two_stage_models(routes)
         wanted = {route.life: route for route in routes.routes}
-        for life in [life for life in self._links if life not in wanted]:
+        for life in [life for life, link in self._links.items() if _elsewhere(link, wanted)]:
             gone = self._links.pop(life)
             if self._prefixes is not None:
                 self._prefixes.forget(life)
@@ -250,6 +250,12 @@ class Upstreams:
         if settled and self.routes.version > self.answering:
             self.answering = self.routes.version
             self._on_answering()
+
+
+def _elsewhere(link: Link, wanted: dict[str, Route]) -> bool:
+    """Whether nobody is wanted where this link leads. A plain command may serve elsewhere now."""
+    route = wanted.get(link.life)
+    return route is None or route.endpoint != link.route.endpoint
 
 
 def _models(link: Link) -> list[str]:
