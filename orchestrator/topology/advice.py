@@ -30,19 +30,28 @@ def frozen_found_s(alive: LivenessPolicy) -> float:
 
 
 def _lease(topology: Topology) -> Iterator[Finding]:
-    """A decode worker that freezes with a ticket must be gone before the blocks are another's."""
+    """Whoever freezes while it has a ticket must be gone before the blocks are another's.
+
+    Decode has it until its engine has read the blocks; the main process of prefill and the frontend
+    have prefill's answer before it becomes one.
+    """
     transfer = topology.kv_transfer
-    decodes = [(name, role) for name, role in topology.roles.items() if role.kind == "decode"]
-    if transfer is None or not decodes:
+    if transfer is None:
         return
-    found_s, name = max((frozen_found_s(role.liveness), name) for name, role in decodes)
+    holders = [(topology.frontend.liveness.expire_s + _LOOKS_S, "frontend")]
+    for name, role in topology.roles.items():
+        if role.kind == "decode":
+            holders.append((frozen_found_s(role.liveness), f"worker of role {name}"))
+        elif role.kind == "prefill":
+            holders.append((role.liveness.expire_s + _LOOKS_S, f"worker of role {name}"))
+    found_s, who = max(holders)
     least_s = found_s / DECODE_SHARE
     if transfer.lease_s >= least_s:
         return
     wrong = (
         f"{format_duration(transfer.lease_s)} is less than twice the {format_duration(found_s)}"
-        f" in which a frozen worker of role {name} is found, so it may read blocks that are"
-        " another prompt's by then, and answer wrongly"
+        f" in which a frozen {who} is found, so decode may read blocks that are another prompt's"
+        " by then, and answer wrongly"
     )
     right = f'write lease = "{format_duration(least_s)}" or more'
     yield Finding(("kv-transfer", "lease"), wrong, right)

@@ -32,7 +32,7 @@ def test_a_lease_that_ends_before_a_frozen_decode_worker_does():
     (said,) = given('lease = "60s"')
     assert said == (
         "t.toml:10: kv-transfer.lease: 60s is less than twice the 57s in which a frozen worker of"
-        " role d is found, so it may read blocks that are another prompt's by then, and answer"
+        " role d is found, so decode may read blocks that are another prompt's by then, and answer"
         ' wrongly; write lease = "114s" or more'
     )
 
@@ -48,8 +48,20 @@ def test_who_is_found_later_needs_a_longer_lease():
     assert said.endswith('; write lease = "224s" or more')
 
 
+@pytest.mark.parametrize(
+    ("role", "who"),
+    [
+        ('[roles.p.liveness]\nexpire = "90s"', "worker of role p"),
+        ('[frontend.liveness]\nexpire = "90s"', "frontend"),
+    ],
+)
+def test_a_ticket_may_also_be_held_up_on_its_way_to_the_frontend(role, who):
+    (said,) = given(role=role)
+    assert f"120s is less than twice the 92s in which a frozen {who} is found" in said
+
+
 def test_who_is_found_sooner_may_have_a_shorter_one():
-    quick = 'liveness = { hang = "8s", unready = "5s", ask = "1s", expire = "6s" }'
+    quick = '[liveness]\nhang = "8s"\nunready = "5s"\nask = "1s"\nexpire = "6s"'
     assert given('lease = "32s"', quick) == []
     assert len(given('lease = "31s"', quick)) == 1
 
