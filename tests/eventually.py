@@ -27,7 +27,7 @@ def eventually(condition: Callable[[], T], within_s: float = 10.0, every_s: floa
         time.sleep(every_s)
 
 
-def in_time(deed: Callable[[], float], limit_s: float, tries: int = 5) -> None:
+def in_time(deed: Callable[[], float], limit_s: float, tries: int = 8) -> None:
     """Do something that says how long it took, until that was at most `limit_s` once.
 
     A machine that is busy with other things is late now and then; what is too slow is late always.

@@ -261,6 +261,7 @@ def test_a_private_directory_for_temporary_files_lives_as_long_as_its_incarnatio
     dynorch("up", "-d", dynorch.file(f"""
 name = "p"
 start = {{ settle = "0s" }}
+restart = {{ backoff-initial = "10ms" }}
 [processes.p]
 command = {command}
 """))  # fmt: skip
@@ -273,5 +274,9 @@ command = {command}
     eventually((second / "x").exists)
     assert second.stat().st_mode & 0o777 == 0o700
     assert len(os.fsencode(second)) < 107 - 37
-    dynorch("down")
+    os.kill(dynorch.pid("p"), signal.SIGKILL)
+    eventually(lambda: len(where.read_text().split()) == 6, within_s=30)
     assert not second.exists()
+    third = Path(where.read_text().split()[-1])
+    dynorch("down")
+    assert not third.exists()

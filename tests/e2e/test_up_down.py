@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import urllib.request
 
 from openai import OpenAI
@@ -20,6 +21,7 @@ port = {port}
 [roles.worker]
 engine = "sim"
 """
+ASK = {"model": "tiny", "prompt": "x", "max_tokens": 4}
 
 
 def client_of(dynorch) -> OpenAI:
@@ -166,3 +168,39 @@ def test_killed_pid_is_really_ours(dynorch):
 
     eventually(back, within_s=20)
     assert request(dynorch, "/v1/completions", {"model": "tiny", "prompt": "x"})[0] == 200
+
+
+def test_what_is_listed_answers_from_the_first_moment_on(dynorch):
+    """Asked without a pause while the only worker starts, and while it restarts."""
+    answers: list[tuple[bool, int]] = []
+
+    def asked(count: int) -> bool:
+        listed = json.loads(request(dynorch, "/v1/models")[1])["data"]
+        answers.append((bool(listed), request(dynorch, "/v1/completions", ASK)[0] if listed else 0))
+        return answers.count((True, 200)) >= count
+
+    up = dynorch.popen("up", "-d", dynorch.file(AGG + 'sim = { startup = "1s" }\n'))
+    eventually(lambda: "agg/frontend-0 ready" in dynorch.said(), within_s=30)
+    eventually(lambda: asked(20), within_s=30)
+    assert up.wait(timeout=30) == 0
+    restart = dynorch.popen("restart", "agg/worker")
+    eventually(lambda: asked(40) and restart.poll() is not None, within_s=30)
+    assert restart.returncode == 0
+    assert dynorch.replica("worker")["incarnation"] == 2
+    assert set(answers) <= {(False, 0), (True, 200)}
+
+
+def test_a_port_that_a_stranger_has_is_refused_with_his_pid_and_without_a_wait(dynorch):
+    file = dynorch.file(AGG)
+    before_s = children_s()
+    with socket.create_server(("127.0.0.1", dynorch.port)):
+        told = dynorch("up", "-d", file, code=1).stderr
+    assert f"t.toml:5: frontend.port: port {dynorch.port} is in use by pid {os.getpid()}" in told
+    assert children_s() - before_s < 2.0  # of a processor; this machine may be busy
+    dynorch("status", code=3)
+
+
+def children_s() -> float:
+    """What our children that have ended had of the processors."""
+    spent = os.times()
+    return spent.children_user + spent.children_system
