@@ -141,7 +141,7 @@ class Machine:
     def start_zygote(self) -> None:
         home = cgroup.home() if self.tree == "cgroup" else ""
         start = partial(self.zygote.start, home=home)
-        self.call(start, "bare", sys.executable, {}, [str(self.run.code)])
+        self.call(start, "bare", sys.executable, {}, [str(self.run.make_code())])
 
     def make(self, name: str = "agg/worker-0.0#1", **wanted) -> Spawn:
         life = LifeId.parse(name)
