@@ -1,19 +1,24 @@
 """What every test shares; and the proof, at the end of the suite, that nothing is left.
 
 Everything that a test starts carries the session's mark in its environment. When the last test is
-done, no process may carry it any more and /dev/shm may hold no name that wasn't there before.
+done, no process may carry it any more and /dev/shm may hold no name that wasn't there before. Where
+the session itself is ended before that, `last_will` ends what it has started.
 """
 
 import contextlib
 import os
 import secrets
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.eventually import eventually
 
-MARK = f"DYNORCH_TEST_SESSION={secrets.token_hex(8)}"
+MARK = f"TEST_SESSION_OF_DYNORCH={secrets.token_hex(8)}"
+"""Not DYNORCH_...: zygotes and workers are given no such variables of ours."""
+LAST_WILL = Path(__file__).with_name("last_will.py")
 SHM = Path("/dev/shm")
 SHM_OURS = ("psm_", "sem.mp-", "dynorch", "vllm", "nccl-")
 
@@ -52,6 +57,11 @@ def mapped(name: str) -> bool:
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left():
     name, _, value = MARK.partition("=")
+    executor = [sys.executable, "-I", "-S", str(LAST_WILL), str(os.getpid()), MARK]
+    subprocess.run(
+        executor, env={}, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     os.environ[name] = value
     before = shm_names()
     yield

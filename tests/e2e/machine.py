@@ -26,6 +26,8 @@ from orchestrator.host.zygote_link import ZygoteLink
 from orchestrator.wire.ids import LifeId
 from tests.eventually import eventually
 
+SESSION = "TEST_SESSION_OF_DYNORCH"
+"""The mark by which what tests leave is found, see `tests/conftest.py`."""
 ZOO = str(Path(__file__).resolve().parents[1] / "zoo.py")
 
 
@@ -141,7 +143,8 @@ class Machine:
     def start_zygote(self) -> None:
         home = cgroup.home() if self.tree == "cgroup" else ""
         start = partial(self.zygote.start, home=home)
-        self.call(start, "bare", sys.executable, {}, [str(self.run.make_code())])
+        env = {SESSION: os.environ[SESSION]} if SESSION in os.environ else {}
+        self.call(start, "bare", sys.executable, env, [str(self.run.make_code())])
 
     def make(self, name: str = "agg/worker-0.0#1", **wanted) -> Spawn:
         life = LifeId.parse(name)
