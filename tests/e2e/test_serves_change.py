@@ -54,10 +54,12 @@ class Servers:
     def log(self, name: str) -> Path:
         return self.dynorch.root / f"{name}.log"
 
-    def up(self, serves: dict[str, tuple[str, list[str]]]) -> str:
+    def up(self, serves: dict[str, tuple[str, list[str]]], worker: str = "") -> str:
         """Apply the file in which these serve: by name, whose URL they name, and the models."""
-        text = HEAD + self.worker
+        text = HEAD + (worker or self.worker)
         for name, port in self.ports.items():
+            if name == "nobody":
+                continue
             text += COMMAND.replace("NAME", name).replace("LOG", str(self.log(name)))
             text = text.replace("PORT", str(port))
             if name in serves:
@@ -129,6 +131,22 @@ def test_a_server_that_serves_elsewhere_keeps_what_it_has_begun(dynorch):
     assert traffic.failures == []
     assert servers.asked("one") == 1
     assert servers.lives() == before
+
+
+def test_who_serves_where_nobody_listens_holds_up_nobody_else(dynorch):
+    servers = Servers(dynorch)
+    servers.ports["nobody"] = free_port()
+    with Traffic(dynorch.url) as traffic:
+        servers.up({"one": ("nobody", ["theirs"])})
+        answer = ask(dynorch.port, COMPLETIONS, {"model": "theirs", "prompt": "x"})
+        assert answer.status == 503
+        assert "two/one-0.0#1 can't be reached" in answer.text
+        servers.up({"one": ("nobody", ["theirs"])}, WORKER.replace("2ms", "1ms"))
+        assert dynorch.replica("worker")["incarnation"] == 2
+        servers.up({"one": ("one", ["theirs"])}, WORKER.replace("2ms", "1ms"))
+        assert servers.answers("theirs") == 200
+        traffic.go_on()
+    assert traffic.failures == []
 
 
 def test_what_is_served_outlives_the_daemon(dynorch):

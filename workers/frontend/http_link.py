@@ -22,6 +22,9 @@ from workers.frontend.link import ASK_AGAIN_S, Link, State
 from workers.frontend.retries import Failure
 
 CONNECT_WITHIN_S = 5.0
+SETTLE_S = 5.0
+"""How long the first answer holds up the table. The daemon starts no worker that can't be reached;
+what a file says of a server need not be true, and no other change may wait for that."""
 KEEP_ALIVE_S = 2.0
 """Shorter than servers keep an idle connection: a POST into one that is being closed is lost."""
 _PATH_SAFE = "/:@!$&'()*+,;=~"
@@ -47,7 +50,14 @@ class HttpLink(Link):
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("accept", "accept-encoding", "content-type", "user-agent"),
         )
+        self._settles_at = self._loop.time() + SETTLE_S
+        self._settle_timer = self._loop.call_at(self._settles_at, self._on_change, self)
         self._ask()
+
+    @property
+    def settled(self) -> bool:
+        """Whether it can be used, or has had its time to answer."""
+        return self.usable or self._loop.time() >= self._settles_at
 
     def open(self, sink: Sink, ask: Ask, until: float = 0.0) -> int:
         """Send a request; what comes back goes to `sink`. Nobody here has tickets: no `until`."""
@@ -70,6 +80,7 @@ class HttpLink(Link):
         if self.state is State.CLOSED:
             return
         self.state = State.CLOSED
+        self._settle_timer.cancel()
         self._stop_asking()
         self._fail_all("the connection was closed")
         for task in self._tasks.values():

@@ -95,6 +95,11 @@ class Link:
         """Whether new requests may be sent to it."""
         return self.state is State.UP and not self.leaving
 
+    @property
+    def settled(self) -> bool:
+        """Whether a table with it counts as applied, as far as it is concerned."""
+        return self.usable
+
     def start(self) -> None:
         """Begin to connect; returns at once, `on_change` tells of what follows."""
         self._loop = asyncio.get_running_loop()

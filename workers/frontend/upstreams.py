@@ -2,7 +2,7 @@
 
 The table is a wish; a link is routable here once it is connected and has answered. `answering` is
 the newest table for which that holds in full: the daemon reads it in our beats, and so knows when
-a change has really reached the clients.
+a change has really reached the clients. It doesn't wait for ever for servers that aren't ours.
 """
 
 import itertools
@@ -246,7 +246,7 @@ class Upstreams:
         self._known = table.known_models(self.routes, served)
         if self.on_change is not None:
             self.on_change()
-        settled = all(link.usable for link in self._links.values())
+        settled = all(link.settled for link in self._links.values())
         if settled and self.routes.version > self.answering:
             self.answering = self.routes.version
             self._on_answering()
