@@ -293,10 +293,6 @@ def smoke(file: File, engine: Engine = "auto") -> None:
 
 @app.command()
 def daemon(
-    on_demand: Annotated[bool, typer.Option(hidden=True)] = False,
-    ready_fd: Annotated[int, typer.Option(hidden=True)] = -1,
-    go_fd: Annotated[int, typer.Option(hidden=True)] = -1,
-    take_over: Annotated[bool, typer.Option("--take-over", hidden=True)] = False,
     replace: Annotated[
         bool,
         typer.Option(
@@ -313,13 +309,9 @@ def daemon(
         from orchestrator.cli import upgrade
 
         raise typer.Exit(upgrade.replace())
-    from orchestrator.daemon.entry import run, told_to_go
+    from orchestrator.daemon.entry import run
 
-    if go_fd >= 0 and not told_to_go(go_fd):
-        raise typer.Exit
-    if take_over:
-        raise typer.Exit(run(on_demand=on_demand, ready_fd=ready_fd, replace=True))
-    raise typer.Exit(run(on_demand=on_demand, ready_fd=ready_fd))
+    raise typer.Exit(run(on_demand=False, ready_fd=-1))
 
 
 @app.command()

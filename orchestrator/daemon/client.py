@@ -242,7 +242,7 @@ def _execute(run_dir: Path, state_dir: Path, output: int, *how: object) -> None:
     handed = [each for each in how if isinstance(each, int)]
     for each in handed:
         os.set_inheritable(each, True)
-    argv = [sys.executable, "-m", "orchestrator.cli.main", "daemon", "--on-demand", *map(str, how)]
+    argv = [sys.executable, "-m", "orchestrator.daemon", *map(str, how)]
     environ = dict(os.environ, DYNORCH_RUN_DIR=str(run_dir), DYNORCH_STATE_DIR=str(state_dir))
     environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     actions = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),

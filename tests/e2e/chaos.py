@@ -103,7 +103,7 @@ def look(token: str) -> list[Seen]:
 
 def identify(pid: int, starttime: int, command: str, environ: bytes) -> Seen:
     what = next((w for w in ("shim", "zygote") if command.startswith(f"dynorch: {w}")), "")
-    if not what and "orchestrator.cli.main daemon" in command:
+    if not what and "-m orchestrator.daemon" in command:
         what = "daemon"
     tree = LIFE.search(environ)
     if tree is None or what in {"zygote", "daemon"}:
