@@ -1,8 +1,9 @@
 """A tiny OpenAI server, as a plain command: `python -m tests.e2e.openai_server PORT MODEL LOG`.
 
 It writes each request to LOG, and "gone" when a client breaks off a stream. The prompt says what it
-does: "hang" begins a stream and never ends it, "half" stops for ever within its third event, "die"
-ends the process, "error" answers 500, "binary" streams bytes that are no events and stops likewise.
+does: "hang" begins a stream and never ends it, "half" stops for ever within its third event, "torn"
+ends the process there, in a stream whose end is the connection's, "die" ends the process, "error"
+answers 500, "binary" streams bytes that are no events and stops likewise.
 """
 
 import json
@@ -47,6 +48,13 @@ class Handler(BaseHTTPRequestHandler):
             self.begin("application/octet-stream")
             self.chunk(HALF)
             threading.Event().wait()
+        elif prompt == "torn":
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.send_header("connection", "close")
+            self.end_headers()
+            self.wfile.write(b'data: {"choices":[{"text":"1"}]}\n\n' + HALF)
+            os._exit(3)
         elif request.get("stream"):
             self.stream(prompt)
         else:

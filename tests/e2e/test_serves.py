@@ -124,6 +124,16 @@ def test_a_stream_that_is_cut_within_an_event_ends_with_whole_ones(two):
     assert (done, nothing) == (b"data: [DONE]", b"")
 
 
+def test_so_does_one_that_ends_with_its_connection(two):
+    """Then nothing but half an event tells that it was cut."""
+    with two.stream("torn") as sock:
+        body = unchunked(read_all(sock).partition(b"\r\n\r\n")[2])
+    told, error, done, _nothing = body.split(b"\n\n")
+    assert told == b'data: {"choices":[{"text":"1"}]}'
+    assert "within an event" in json.loads(error.removeprefix(b"data: "))["error"]["message"]
+    assert done == b"data: [DONE]"
+
+
 def test_what_is_no_stream_of_events_is_passed_on_as_it_comes(two):
     with two.stream("binary") as sock:
         first = read_until(sock, b'"te')

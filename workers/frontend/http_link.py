@@ -132,8 +132,10 @@ class HttpLink(Link):
             events = WholeEvents() if is_stream(head.headers) else None
             async for data in response.content.iter_any():
                 self._add(number, data if events is None else events.take(data))
-            if events is not None:
-                self._add(number, events.rest())
+            rest = b"" if events is None else events.rest()
+            if rest and not rest.endswith(b"\n") and _ends_with_connection(response):
+                raise aiohttp.ClientPayloadError("the connection ended within an event")
+            self._add(number, rest)
 
     def _add(self, number: int, data: bytes) -> None:
         sink = self._sinks.get(number)
@@ -161,3 +163,9 @@ class HttpLink(Link):
         """Show of its models those that the topology names, whether it lists them or not."""
         plain = {"object": "model", "owned_by": self.route.role}
         return [self._listed.get(name, {"id": name} | plain) for name in self.route.models]
+
+
+def _ends_with_connection(response: aiohttp.ClientResponse) -> bool:
+    """Whether an answer that was cut looks like one that is complete."""
+    coded = "transfer-encoding" in response.headers
+    return response.content_length is None and not coded
