@@ -31,7 +31,7 @@ from orchestrator.wire.ids import ReplicaId
 
 BIRTHS_MAX = 8
 """Replicas that may be under birth at once; the others wait for their turn."""
-TURN_MAX = 32
+TURN_MAX = 16
 """Events taken in one loop pass, about a millisecond each; sockets get their turn in between."""
 
 
