@@ -1,4 +1,8 @@
-"""Clients that ask without a pause, plainly and streaming, and count what goes wrong."""
+"""Clients that ask one question after the other, plainly and streaming, and count what goes wrong.
+
+They are quick enough to leave a real engine that loads beside them nothing of two cores; `pause_s`
+between two questions leaves it some.
+"""
 
 import threading
 from typing import Self
@@ -13,8 +17,9 @@ TOKENS = 12
 class Traffic:
     """Asks from its `with` to the end of it. `failures`: one sentence for each."""
 
-    def __init__(self, url: str, clients: int = 3) -> None:
+    def __init__(self, url: str, clients: int = 3, pause_s: float = 0.0) -> None:
         self.url = url
+        self._pause_s = pause_s
         self.done = 0
         self.failures: list[str] = []
         self._stop = threading.Event()
@@ -40,7 +45,7 @@ class Traffic:
 
     def _ask(self, stream: bool) -> None:
         client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
-        while not self._stop.is_set():
+        while not self._stop.wait(self._pause_s):
             try:
                 self._once(client, stream)
                 self.done += 1

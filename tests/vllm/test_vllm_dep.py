@@ -124,7 +124,7 @@ def test_a_killed_process_costs_its_gang_and_no_request(served, rank, title):
     others = {role: served.pid(role) for role in ("lone", "frontend")}
     old = {pid: name for worker in before["workers"] for pid, name in tree(worker["pid"]).items()}
     names = mapped(old)
-    with Traffic(served.url, clients=2) as traffic:
+    with Traffic(served.url, clients=2, pause_s=0.5) as traffic:
         os.kill(part(before["workers"][rank], title), signal.SIGKILL)
         replica = replaced(served, before, old, names)
         traffic.go_on(6)

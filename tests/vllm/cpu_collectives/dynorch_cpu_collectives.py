@@ -5,6 +5,10 @@ scatters the sums back, with a different number of tokens on each rank. vLLM has
 This has it for the CPU, in the slowest way that is right: a broadcast from each rank, and a sum of
 everything of which each rank keeps its part.
 
+And a rest for NIXL: its agents have a thread that polls without a pause, which takes a whole core
+from each engine. Where two engines have two cores, such threads hold the locks that a transfer
+needs, and one that takes milliseconds has taken half a minute. Here they pause.
+
 A plugin for tests, in a package of its own: dynorch doesn't contain it.
 """
 
@@ -24,6 +28,34 @@ def register() -> None:
     for method in (all_gatherv, reduce_scatterv):
         if method.__name__ not in vars(CpuCommunicator):
             setattr(CpuCommunicator, method.__name__, method)
+    let_nixl_rest()
+
+
+PAUSE_US = 1000
+
+
+def let_nixl_rest() -> None:
+    """Let the thread of each agent pause between two looks, where `nixl` is installed."""
+    try:
+        from nixl_cu12 import _bindings as nixl  # noqa: PLC0415
+    except ImportError:
+        return
+    whole = nixl.nixlAgentConfig
+    if whole.__module__ == __name__:
+        return  # we are a fork
+
+    class Config(whole):
+        """`nixl_agent` writes 0 into it, without asking anybody."""
+
+        @property
+        def pthrDelay(self) -> int:  # noqa: N802  NIXL's name
+            return PAUSE_US
+
+        @pthrDelay.setter
+        def pthrDelay(self, _asked: int) -> None:  # noqa: N802
+            whole.pthrDelay.fset(self, PAUSE_US)
+
+    nixl.nixlAgentConfig = Config
 
 
 def all_gatherv(self, input_, dim=0, sizes=None):
