@@ -16,6 +16,7 @@ A program says its first word through a FIFO: `sh` that writes a line and become
 """
 
 import argparse
+import compileall
 import json
 import os
 import select
@@ -258,6 +259,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     parser.add_argument("--svg", type=Path, help="draw them, too")
     args = parser.parse_args()
+    for package in ("orchestrator", "workers"):
+        # As pip does with what it installs, the rivals among it; a checkout may not be compiled.
+        compileall.compile_dir(ZOO.parent.parent / package, quiet=1)
     found = rows(args)
     print(table(found))
     if args.json:
