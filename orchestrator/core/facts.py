@@ -78,10 +78,12 @@ def sharpen(state: State, index: int, facts: ExitFacts) -> State:
 def first_hand(state: State, index: int, reason: Reason) -> Reason:
     """Let the last words of another member explain what this one knows by hearsay only.
 
-    It may well have died sooner than the one whose death it noticed.
+    It may well have died later than the one who noticed. Who only heard of it, too, says nothing.
     """
     for other, member in enumerate(state.members):
-        if reason.hearsay and other != index and member.bye_text:
+        if not reason.hearsay or other == index or not member.bye_text:
+            continue
+        if not explain(state, other, ExitFacts(), None).hearsay:
             said = printable(member.bye_text)
             sentence = f"member {other}: {said}; then {reason.sentence}"
             return Reason(reason.cause, sentence, evidence=said)

@@ -290,10 +290,12 @@ def test_who_heard_of_a_death_first_is_explained_by_who_died(order, said):
     assert "another rank of its group died" in sentence
 
 
-def test_hearsay_is_all_there_is_if_nobody_says_more():
-    driver = Driver(Policy(members=2)).start().ready().member(e.MainExited, 1, 71 << 8)
+@pytest.mark.parametrize("said", ["", CLOSED])
+def test_hearsay_is_all_there_is_if_nobody_says_more(said):
+    driver = Driver(Policy(members=2)).start().ready()
+    driver.member(e.SaidBye, 0, "engine-died", said).member(e.MainExited, 1, 71 << 8)
     driver.empty(1, 71 << 8, tail=CLOSED).empty(0, 9)
-    assert "member 1: another rank of its group died" in driver.state.last_failure.sentence
+    assert driver.state.last_failure.sentence.startswith("member 1: another rank of its group died")
 
 
 def test_statement_40_a_member_out_of_memory_twice_fails_the_gang():
